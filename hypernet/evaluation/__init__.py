@@ -1,0 +1,1 @@
+"""What an adapter is asked, and how its answers are scored."""

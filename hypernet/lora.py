@@ -1,0 +1,130 @@
+"""A LoRA adapter as tensors, and as the folder that PEFT and vLLM load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+MAX_NORM = 1e4
+"""Frobenius norm above which a factor is taken for garbage."""
+
+
+class AdapterInvalid(ValueError):
+    """The adapter cannot be served; the message names the file or tensor, what is wrong and what is allowed."""
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """Factors by module path ("model.layers.0.mlp.down_proj"): A `[r, d_in]`, B `[d_out, r]`, float32.
+
+    The weight's update is `alpha / rank * B @ A`. `base_model` names the base for people; fingerprints tell machines.
+    """
+
+    rank: int
+    alpha: float
+    tensors: Mapping[str, tuple[Tensor, Tensor]]
+    base_model: str = ""
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """The last names of the modules, sorted: ("down_proj",)."""
+        return tuple(sorted({path.rsplit(".", 1)[-1] for path in self.tensors}))
+
+    def save(self, folder: Path) -> None:
+        """Write the two files that `peft.PeftModel.from_pretrained` reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        flat: dict[str, Tensor] = {}
+        for path, (a, b) in self.tensors.items():
+            flat[f"{_PREFIX}{path}.lora_A.weight"] = a.contiguous()
+            flat[f"{_PREFIX}{path}.lora_B.weight"] = b.contiguous()
+        save_file(flat, folder / WEIGHTS)
+        config = {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": self.alpha,
+            "target_modules": list(self.target_modules), "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+            "inference_mode": True, "base_model_name_or_path": self.base_model, "use_rslora": False,
+        }
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    @staticmethod
+    def load(folder: Path) -> LoraAdapter:
+        """Read a PEFT folder. Raises AdapterInvalid where a file is missing, malformed or incomplete."""
+        try:
+            config = json.loads((folder / CONFIG).read_text())
+            rank, alpha = int(config["r"]), float(config["lora_alpha"])
+            base_model = str(config.get("base_model_name_or_path") or "")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AdapterInvalid(f"{CONFIG}: cannot be read as a PEFT LoRA configuration: {error}") from error
+        halves: dict[str, dict[str, Tensor]] = {}
+        try:
+            with safe_open(folder / WEIGHTS, "pt") as file:
+                for key in file.keys():
+                    path, _, part = key.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
+                    halves.setdefault(path, {})[part] = file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise AdapterInvalid(f"{WEIGHTS}: cannot be read as safetensors: {error}") from error
+        for path, parts in halves.items():
+            if set(parts) != {"lora_A", "lora_B"}:
+                raise AdapterInvalid(f"{WEIGHTS}: {path} has {sorted(parts)}; exactly lora_A and lora_B are allowed")
+        return LoraAdapter(rank, alpha, {p: (v["lora_A"], v["lora_B"]) for p, v in halves.items()}, base_model)
+
+
+def concatenate(adapters: list[LoraAdapter]) -> LoraAdapter:
+    """One adapter whose update is the sum of the given ones' updates; ranks add up. All must have the same modules."""
+    first = adapters[0]
+    tensors = {}
+    for path in first.tensors:
+        a = torch.cat([adapter.tensors[path][0] for adapter in adapters], dim=0)
+        b = torch.cat([adapter.tensors[path][1] * (adapter.alpha / adapter.rank) for adapter in adapters], dim=1)
+        tensors[path] = (a, b)
+    rank = sum(adapter.rank for adapter in adapters)
+    return LoraAdapter(rank, float(rank), tensors, first.base_model)
+
+
+def _widths(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+    """Input and output width of each module name that may carry a LoRA."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    return {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden)}
+
+
+def validate_folder(folder: Path, base: PretrainedConfig, max_rank: int) -> LoraAdapter:
+    """Load and check a PEFT folder against the base: modules, shapes, rank, finiteness, norms.
+
+    Raises AdapterInvalid with the tensor's name, what it has and what is allowed.
+    """
+    adapter = LoraAdapter.load(folder)
+    if not 1 <= adapter.rank <= max_rank:
+        raise AdapterInvalid(f"r: is {adapter.rank}; 1 to {max_rank} is allowed")
+    if not adapter.tensors:
+        raise AdapterInvalid(f"{WEIGHTS}: holds no LoRA tensors")
+    widths = _widths(base)
+    for path, (a, b) in adapter.tensors.items():
+        parts = path.split(".")
+        name = parts[-1]
+        layer = int(parts[2]) if len(parts) == 5 and parts[:2] == ["model", "layers"] and parts[2].isdigit() else -1
+        if name not in widths or not 0 <= layer < base.num_hidden_layers:
+            raise AdapterInvalid(f"{path}: is no module of the base that can carry a LoRA; {sorted(widths)} in layers "
+                                 f"0 to {base.num_hidden_layers - 1} are allowed")
+        d_in, d_out = widths[name]
+        if tuple(a.shape) != (adapter.rank, d_in) or tuple(b.shape) != (d_out, adapter.rank):
+            raise AdapterInvalid(f"{path}: A {tuple(a.shape)} and B {tuple(b.shape)}; the base needs "
+                                 f"{(adapter.rank, d_in)} and {(d_out, adapter.rank)}")
+        for label, tensor in (("lora_A", a), ("lora_B", b)):
+            if not torch.isfinite(tensor).all():
+                raise AdapterInvalid(f"{path}.{label}: holds values that are not finite")
+            if float(tensor.float().norm()) > MAX_NORM:
+                raise AdapterInvalid(f"{path}.{label}: has a norm above {MAX_NORM:g}")
+    return adapter

@@ -1,0 +1,1 @@
+"""Imprint's Ray Serve application."""

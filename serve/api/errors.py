@@ -1,0 +1,159 @@
+"""Errors in OpenAI's format: `{"error": {"message", "type", "param", "code"}}`.
+
+Whatever goes wrong leaves through this module, so that clients see one shape: our own ApiError, what the registry
+raises, FastAPI's validation errors (400, not 422), unknown paths, and bugs (500 without their inner text).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from serve.registry import Conflict, IdempotencyConflict, InvalidInput, NotFound
+from serve.tenants import TENANT_HEADER, TenantRefused
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field, header or query parameter at fault."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An error to be shown to the client as it is."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers
+
+    def response(self) -> JSONResponse:
+        """The HTTP response for this error."""
+        return error_response(self.status, self.message, param=self.param, code=self.code, headers=self.headers)
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `type` for an HTTP status."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """A response in OpenAI's error format."""
+    detail = ErrorDetail(message=message, type=error_type(status), param=param, code=code)
+    return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
+
+
+def invalid_fields(error: ValidationError, where: str = "request") -> ApiError:
+    """Turn pydantic's complaint about a request body into a 400 that names the first field at fault."""
+    return _from_items(error.errors(include_url=False), where)
+
+
+def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` argument of a route: these statuses answer with ErrorResponse."""
+    return {status: {"model": ErrorResponse, "description": HTTPStatus(status).phrase} for status in sorted(statuses)}
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers on an application."""
+
+    @app.exception_handler(ApiError)
+    async def on_api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(TenantRefused)
+    async def on_tenant_refused(_: Request, error: TenantRefused) -> JSONResponse:
+        return error_response(error.status, str(error), param=TENANT_HEADER, code=error.code)
+
+    @app.exception_handler(NotFound)
+    async def on_not_found(_: Request, error: NotFound) -> JSONResponse:
+        return error_response(404, str(error), code="not_found")
+
+    @app.exception_handler(IdempotencyConflict)
+    async def on_idempotency_conflict(_: Request, error: IdempotencyConflict) -> JSONResponse:
+        return error_response(409, str(error), param="Idempotency-Key", code="idempotency_key_reused")
+
+    @app.exception_handler(Conflict)
+    async def on_conflict(_: Request, error: Conflict) -> JSONResponse:
+        return error_response(409, str(error), code="conflict")
+
+    @app.exception_handler(InvalidInput)
+    async def on_invalid_input(_: Request, error: InvalidInput) -> JSONResponse:
+        return error_response(400, str(error), code="invalid_value")
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _from_items(error.errors(), "request").response()
+
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        headers = dict(error.headers) if error.headers else None
+        return error_response(error.status_code, message, headers=headers)
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        request_id = getattr(request.state, "request_id", None)
+        logger.error("%s %s failed (request %s)", request.method, request.url.path, request_id, exc_info=error)
+        return error_response(500, f"Internal error; the server's log has it under request {request_id}.")
+
+
+def _from_items(items: Sequence[Any], where: str) -> ApiError:
+    item = items[0]
+    location = [str(part) for part in item["loc"]]
+    if location and location[0] in ("body", "query", "path", "header"):
+        where, location = location[0], location[1:]
+    param = ".".join(location) or None
+    if item["type"] == "extra_forbidden":
+        return ApiError(400, f"Unknown {where} field: '{param}'.", param=param, code="unknown_field")
+    if item["type"] == "missing":
+        return ApiError(400, f"Missing {where} field: '{param}'.", param=param, code="missing_field")
+    name = f"'{param}'" if param else where
+    return ApiError(400, f"Invalid {name}: {item['msg']}.", param=param, code="invalid_value")

@@ -1,0 +1,133 @@
+"""A posted document: JSON or a multipart form with a .txt or .md file, checked and normalised."""
+
+from __future__ import annotations
+
+import json
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictBool, StrictInt, StrictStr
+from starlette.datastructures import UploadFile
+
+from serve.api.bodies import invalid_utf8, media_type, parse_json, parse_multipart, read_body, too_large, validate
+from serve.api.errors import ApiError
+from serve.config import LimitsConfig
+
+FILE_SUFFIXES = (".txt", ".md", ".markdown")
+TITLE_LENGTH = 300
+
+Scalar = Annotated[StrictStr, Field(max_length=1024)] | StrictBool | StrictInt | FiniteFloat | None
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class DocumentPost(BaseModel):
+    """What a client posts. Without a title, the first Markdown heading or else the first line becomes it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: StrictStr
+    title: StrictStr = Field("", max_length=TITLE_LENGTH)
+    external_id: StrictStr | None = Field(None, min_length=1, max_length=200)
+    collection: StrictStr | None = Field(None, min_length=1, max_length=100)
+    metadata: dict[MetadataKey, Scalar] | None = Field(None, max_length=64)
+
+
+MULTIPART_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "A .txt or .md file in UTF-8."},
+        "title": {"type": "string", "maxLength": TITLE_LENGTH},
+        "external_id": {"type": "string", "minLength": 1, "maxLength": 200},
+        "collection": {"type": "string", "minLength": 1, "maxLength": 100},
+        "metadata": {"type": "string", "description": "A JSON object of scalars."},
+    },
+}
+
+
+async def read_post(request: Request, limits: LimitsConfig) -> DocumentPost:
+    """The request's document. Raises ApiError 400, 413 or 415, naming the field at fault."""
+    content_type = media_type(request)
+    if content_type in ("application/json", ""):
+        raw = await read_body(request, limits.max_request_bytes)
+        body = parse_json(raw)
+    elif content_type == "multipart/form-data":
+        # A form carries its text unescaped; what is allowed beyond the text is for the form's own parts.
+        raw = await read_body(request, limits.max_document_bytes + 65_536)
+        body = await _form_fields(request, raw)
+    else:
+        await read_body(request, limits.max_request_bytes)
+        message = f"Content-Type must be application/json or multipart/form-data, not {content_type}."
+        raise ApiError(415, message, param="Content-Type")
+    return _checked(validate(DocumentPost, body), limits)
+
+
+def _checked(post: DocumentPost, limits: LimitsConfig) -> DocumentPost:
+    for name in ("text", "title", "external_id", "collection"):
+        value = getattr(post, name)
+        if value and "\x00" in value:
+            raise ApiError(400, f"'{name}' holds a NUL character.", param=name, code="invalid_value")
+    if "\x00" in json.dumps(post.metadata, ensure_ascii=False).replace("\\u0000", "\x00"):
+        raise ApiError(400, "'metadata' holds a NUL character.", param="metadata", code="invalid_value")
+    text = post.text.removeprefix("\ufeff")
+    if not text.strip():
+        raise ApiError(400, "'text' is empty.", param="text", code="empty_text")
+    size = len(text.encode())
+    if size > limits.max_document_bytes:
+        raise too_large(limits.max_document_bytes, size, "text")
+    title = " ".join(post.title.split()) or _title_of(text)
+    return post.model_copy(update={"text": text, "title": title})
+
+
+def _title_of(text: str) -> str:
+    """The first Markdown heading, else the first line that is not blank, cut to the length of a title."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    heading = next((line.lstrip("#").strip() for line in lines[:20] if line.startswith("#") and line.strip("# ")), None)
+    return " ".join((heading or lines[0]).split())[:TITLE_LENGTH]
+
+
+async def _form_fields(request: Request, raw: bytes) -> dict[str, Any]:
+    form = await parse_multipart(request.headers, raw)
+    fields: dict[str, Any] = {}
+    file_name = ""
+    try:
+        for name, value in form.multi_items():
+            if name in fields or (name == "file" and "text" in fields):
+                raise ApiError(400, f"The form names '{name}' twice.", param=name, code="invalid_value")
+            if isinstance(value, UploadFile):
+                if name != "file":
+                    raise ApiError(400, f"Unknown form file: '{name}'; send it as 'file'.", param=name,
+                                   code="unknown_field")
+                file_name = PurePosixPath((value.filename or "").replace("\\", "/")).name
+                if not file_name.lower().endswith(FILE_SUFFIXES):
+                    allowed = ", ".join(FILE_SUFFIXES)
+                    raise ApiError(415, f"The file's name must end in one of {allowed}.", param="file")
+                fields["text"] = _decode("file", await value.read())
+            elif name in ("file", "text"):
+                raise ApiError(400, "Send the document as a form file named 'file'.", param=name, code="invalid_value")
+            else:
+                fields[name] = _metadata(value) if name == "metadata" else value
+    finally:
+        await form.close()
+    if "text" not in fields:
+        raise ApiError(400, "Missing form field: 'file'.", param="file", code="missing_field")
+    if not fields.get("title") and not fields["text"].lstrip("\ufeff \n").startswith("#"):
+        fields["title"] = PurePosixPath(file_name).stem[:TITLE_LENGTH]
+    return fields
+
+
+def _metadata(value: str) -> dict[str, Any]:
+    try:
+        return parse_json(value.encode())
+    except ApiError as error:
+        message = f"'metadata' must be a JSON object. {error.message}"
+        raise ApiError(400, message, param="metadata", code=error.code) from error
+
+
+def _decode(name: str, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid_utf8(name, error.start) from error

@@ -1,0 +1,54 @@
+"""`POST /v1/route`: the routing decision without generation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve.api.auth import TenantDep
+from serve.api.bodies import read_json, validate
+from serve.api.errors import ApiError, error_docs
+from serve.api.requests import RouteQuery, documented_body
+from serve.api.selection import select
+from serve.api.services import ServicesDep
+
+router = APIRouter(prefix="/v1/route", tags=["routing"])
+
+
+class RouteDecision(BaseModel):
+    """Who would answer. Scores are cosine similarities; `margin` is the lead over the next candidate."""
+
+    model_config = ConfigDict(extra="allow")
+
+    object: str = "route.decision"
+    adapter_id: str | None
+    document_id: str | None
+    reason: str
+    score: float | None
+    margin: float | None = None
+    threshold: float | None = None
+    candidates: list[dict[str, Any]] = Field(default_factory=list)
+    timings: dict[str, float] = Field(default_factory=dict)
+
+
+@router.post(
+    "", openapi_extra=documented_body(RouteQuery), responses=error_docs(400, 401, 403, 404, 409, 413, 415)
+)
+async def route(request: Request, services: ServicesDep, tenant: TenantDep) -> RouteDecision:
+    """Say which adapter would answer these messages or this prompt, and why."""
+    body = await read_json(request, services.config.limits.max_request_bytes)
+    query = validate(RouteQuery, body)
+    if (query.messages is None) == (query.prompt is None):
+        raise ApiError(400, "Send either 'messages' or 'prompt'.", param="messages", code="missing_field")
+    choice = await select(
+        services,
+        tenant,
+        query.model,
+        messages=body.get("messages"),
+        prompt=query.prompt,
+        collection=query.collection,
+    )
+    details = {**choice.details, "adapter_id": choice.adapter_id, "document_id": choice.document_id}
+    return RouteDecision.model_validate({**details, "reason": choice.reason, "score": choice.score})

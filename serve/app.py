@@ -1,0 +1,69 @@
+"""The graph of deployments, for `serve run`, `serve deploy` and `imprint serve` alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve as ray_serve
+from ray.serve import Application
+
+from serve.config import ImprintConfig
+from serve.registry import migrate
+
+# Deployments ask Ray for a token share of a CPU only: threads are set by configuration, and all of them must fit on a
+# machine with two cores.
+_ACTOR = {"num_cpus": 0.1}
+_HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
+
+
+def build(args: dict[str, Any] | ImprintConfig) -> Application:
+    """The application for these ImprintConfig fields. Brings the registry's schema up to date first."""
+    config = args if isinstance(args, ImprintConfig) else ImprintConfig(**args)
+    prepare(config)
+    # Imported here, so that reading a configuration does not load the deployments' libraries.
+    from serve.deployments.engine import EngineDeployment
+    from serve.deployments.generator import GeneratorDeployment
+    from serve.deployments.ingress import IngressDeployment
+    from serve.deployments.router import RouterDeployment
+
+    engine = ray_serve.deployment(
+        EngineDeployment,
+        name="engine",
+        num_replicas=config.engine.num_replicas,
+        max_ongoing_requests=4 * config.engine.max_num_seqs,
+        ray_actor_options=_ACTOR,
+        graceful_shutdown_timeout_s=20,
+        **_HEALTH,
+    ).bind(config)
+    router = ray_serve.deployment(
+        RouterDeployment,
+        name="router",
+        num_replicas=config.router.num_replicas,
+        max_ongoing_requests=1000,
+        ray_actor_options=_ACTOR,
+        **_HEALTH,
+    ).bind(config)
+    generator = ray_serve.deployment(
+        GeneratorDeployment,
+        name="generator",
+        num_replicas=config.generator.num_replicas,
+        max_ongoing_requests=100,
+        ray_actor_options=_ACTOR,
+        graceful_shutdown_timeout_s=20,
+        **_HEALTH,
+    ).bind(config)
+    ingress = ray_serve.deployment(
+        IngressDeployment,
+        name="ingress",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options=_ACTOR,
+        **_HEALTH,
+    )
+    return ingress.bind(config, engine, router, generator)
+
+
+def prepare(config: ImprintConfig) -> None:
+    """Make the data folder (for its owner only) and bring the registry's schema up to date."""
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    migrate(config.registry.url)

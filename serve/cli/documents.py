@@ -1,0 +1,181 @@
+"""`imprint document`: post documents to a server and look after them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from serve.cli.client import Client, ClientError
+from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, UrlOption
+from serve.cli.output import fail, note, print_json, print_table, printable, when
+
+app = typer.Typer(no_args_is_help=True, help="Post, list, show and delete documents.")
+
+PAGE = 100
+POLL_S = 0.25
+_DONE = ("succeeded", "failed")
+
+
+@app.command("add")
+def add(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text or Markdown in UTF-8; - for stdin.")],
+    title: Annotated[str, typer.Option(help="Title; by default the first heading or line. For one file only.")] = "",
+    external_id: Annotated[str, typer.Option(help="Your own ID; posting it again makes a new version.")] = "",
+    collection: Annotated[str, typer.Option(help="Group to put the documents in, made if new.")] = "",
+    metadata: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for each adapter; 0: do not wait.")] = 60,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Post documents and wait until their facts can be asked for. Prints their IDs."""
+    if len(files) > 1 and (title or external_id):
+        fail("--title and --external-id are for one file", 2)
+    fields: dict[str, Any] = {"title": title, "external_id": external_id, "collection": collection}
+    fields = {name: value for name, value in fields.items() if value}
+    if metadata:
+        fields["metadata"] = _parse_metadata(metadata)
+    # All are read before any is posted, so that a wrong path does not leave half of them on the server.
+    texts = [(str(file), _read(file)) for file in files]
+    failed = 0
+    with _client(url, key, tenant) as client:
+        posted = [(name, client.call("POST", "/v1/documents", json={**fields, "text": text})) for name, text in texts]
+        for name, document in posted:
+            job = _wait(client, document["job"], wait)
+            document["job"] = job
+            typer.echo(json.dumps(document, ensure_ascii=False) if as_json else document["id"])
+            failed += job["status"] == "failed"
+            note(f"{name}: {_outcome(document, job)}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_documents(
+    collection: Annotated[str, typer.Option(help="Only this collection's.")] = "",
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List documents, newest first."""
+    with _client(url, key, tenant) as client:
+        documents = list(_all(client, collection))
+    if as_json:
+        print_json(documents)
+        return
+    rows = [
+        [item["id"], item["status"], str(item["version"]), item["collection"] or "-", when(item["updated_at"]),
+         item["title"]]
+        for item in documents
+    ]
+    print_table(["ID", "STATUS", "VERSION", "COLLECTION", "UPDATED", "TITLE"], rows)
+
+
+@app.command("show")
+def show(
+    document: Annotated[str, typer.Argument(help="A document's ID or your own external ID.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show a document: what is known about it, then its text."""
+    with _client(url, key, tenant) as client:
+        found = client.call("GET", _path(document))
+    if as_json:
+        print_json(found)
+        return
+    for name in ("id", "title", "status", "version", "current_version", "adapter_id", "external_id", "collection"):
+        if found.get(name) is not None:
+            typer.echo(f"{name}: {printable(str(found[name]))}")
+    job = found.get("job") or {}
+    if job.get("error"):
+        typer.echo(f"error: {printable(job['error'])}")
+    typer.echo("")
+    typer.echo(printable(found["text"], keep="\n\t"))
+
+
+@app.command("delete")
+def delete(
+    documents: Annotated[list[str], typer.Argument(metavar="DOCUMENT", help="IDs or your own external IDs.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+) -> None:
+    """Delete documents with all their versions and adapters, for good."""
+    with _client(url, key, tenant) as client:
+        for document in documents:
+            answer = client.call("DELETE", _path(document))
+            note(f"{answer['id']} is deleted")
+
+
+@contextmanager
+def _client(url: str, key: str, tenant: str) -> Iterator[Client]:
+    try:
+        with Client(url, key, tenant) as client:
+            yield client
+    except ClientError as error:
+        fail(str(error))
+
+
+def _path(document: str) -> str:
+    return f"/v1/documents/{quote(document, safe='')}"
+
+
+def _read(file: Path) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        fail(f"{file} cannot be read: {error.strerror}")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fail(f"{file} is not UTF-8 text (byte {error.start})")
+
+
+def _parse_metadata(pairs: list[str]) -> dict[str, str]:
+    metadata = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            fail(f"--metadata takes NAME=VALUE, not '{pair}'", 2)
+        metadata[name] = value
+    return metadata
+
+
+def _wait(client: Client, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds
+    while job["status"] not in _DONE and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        job = client.call("GET", f"/v1/jobs/{job['id']}")
+    return job
+
+
+def _outcome(document: dict[str, Any], job: dict[str, Any]) -> str:
+    if job["status"] == "failed":
+        return f"failed: {printable(job['error'] or 'no reason given')}"
+    if job["status"] == "succeeded":
+        return f"ready as {job['adapter_id']}" if document.get("created", True) else "was there already, ready"
+    return f"stored; the adapter is still being made ({job['stage'] or job['status']})"
+
+
+def _all(client: Client, collection: str) -> Iterator[dict[str, Any]]:
+    parameters: dict[str, Any] = {"limit": PAGE}
+    if collection:
+        parameters["collection"] = collection
+    while True:
+        page = client.call("GET", "/v1/documents", params=parameters)
+        yield from page["data"]
+        if not page.get("next_cursor"):
+            return
+        parameters["cursor"] = page["next_cursor"]

@@ -1,0 +1,234 @@
+"""Typed configuration of one Imprint application.
+
+The file that operators write is an ordinary Ray Serve config file; the `args` of its one application are the fields
+of `ImprintConfig`. Environment variables override the file: `IMPRINT_DATA_DIR=/srv/imprint`,
+`IMPRINT_ENGINE__MAX_LORAS=4` (two underscores between a section and its field).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+NANO = "nano"
+
+
+class ConfigError(ValueError):
+    """A configuration file cannot be used; the message names the file and the field."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown names are errors, since a misspelt option must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class RegistryConfig(Section):
+    """Where metadata lives. Empty url: SQLite in data_dir."""
+
+    url: str = ""
+
+
+class BlobsConfig(Section):
+    """Where adapter folders live (an fsspec URL). Empty url: a folder in data_dir."""
+
+    url: str = ""
+
+
+class BaseModelConfig(Section):
+    """The base model: `nano` (shipped), a local folder, or a Hugging Face name."""
+
+    model: str = NANO
+
+
+class GeneratorConfig(Section):
+    """What turns documents into adapters, and how eagerly."""
+
+    kind: Literal["hypernet"] = "hypernet"
+    checkpoint: str = NANO
+    batch_chunks: int = Field(16, ge=1)
+    lease_s: float = Field(20, gt=0)
+    poll_s: float = Field(0.5, gt=0)
+    num_replicas: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1)
+    hold_at: Literal["", "leased", "generated", "uploaded"] = ""
+
+
+class EngineConfig(Section):
+    """The vLLM engine. `extra` goes to AsyncEngineArgs untouched."""
+
+    max_loras: int = Field(8, ge=1)
+    max_lora_rank: int = Field(64, ge=1)
+    max_cpu_loras: int = Field(64, ge=1)
+    max_model_len: int = Field(2048, ge=16)
+    dtype: str = "float32"
+    kv_cache_gib: int = Field(1, ge=1)
+    block_size: int = Field(32, ge=1)
+    num_replicas: int = Field(1, ge=1)
+    max_num_seqs: int = Field(64, ge=1)
+    threads: str = "auto"
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _cpu_cache_holds_the_slots(self) -> EngineConfig:
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError(f"max_cpu_loras ({self.max_cpu_loras}) must be at least max_loras ({self.max_loras})")
+        return self
+
+
+class RouterConfig(Section):
+    """Routing: which encoder, and the cosine similarity under which the base answers."""
+
+    encoder: str = "minilm"
+    threshold: float = Field(0.40, ge=-1, le=1)
+    centroids_per_adapter: int = Field(4, ge=1)
+    num_replicas: int = Field(1, ge=1)
+
+
+class LimitsConfig(Section):
+    """Sizes in bytes, times in seconds."""
+
+    max_document_bytes: int = Field(1_000_000, ge=1)
+    max_request_bytes: int = Field(4_000_000, ge=1)
+    max_wait_s: float = Field(60, ge=0)
+
+
+class ImprintConfig(BaseSettings):
+    """Everything the application's deployments need; after construction all URLs and paths are filled in."""
+
+    model_config = SettingsConfigDict(env_prefix="IMPRINT_", env_nested_delimiter="__", extra="forbid")
+
+    data_dir: Path = Path("~/.local/share/imprint")
+    registry: RegistryConfig = Field(default_factory=RegistryConfig)
+    blobs: BlobsConfig = Field(default_factory=BlobsConfig)
+    base: BaseModelConfig = Field(default_factory=BaseModelConfig)
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    engine: EngineConfig = Field(default_factory=EngineConfig)
+    router: RouterConfig = Field(default_factory=RouterConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file; read neither .env nor secret files."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _fill_in_places(self) -> ImprintConfig:
+        # Ray's workers may have another working directory than the process that read the file.
+        self.data_dir = self.data_dir.expanduser().absolute()
+        if not self.registry.url:
+            self.registry.url = f"sqlite:///{self.data_dir / 'registry.db'}"
+        if not self.blobs.url:
+            self.blobs.url = f"file://{self.data_dir / 'blobs'}"
+        return self
+
+    @property
+    def cache_dir(self) -> Path:
+        """The node-local cache of adapter folders."""
+        return self.data_dir / "cache"
+
+    @property
+    def staging_dir(self) -> Path:
+        """Where the generator writes adapters before they are validated and uploaded."""
+        return self.data_dir / "staging"
+
+    def base_path(self) -> str:
+        """The base model as a folder path, or as the Hugging Face name that was configured."""
+        if self.base.model == NANO:
+            from hypernet import nano
+
+            return str(nano.base_dir())
+        return _folder_or_name(self.base.model)
+
+    def base_folder(self) -> Path:
+        """The base model's folder; a Hugging Face name is looked up in the local cache, or fetched."""
+        model = self.base_path()
+        if Path(model).is_dir():
+            return Path(model)
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(model))
+
+    def checkpoint_path(self) -> Path:
+        """The hypernetwork's folder."""
+        if self.generator.checkpoint == NANO:
+            from hypernet import nano
+
+            return Path(nano.hypernet_dir())
+        return Path(self.generator.checkpoint).expanduser().absolute()
+
+
+class ServeFile(BaseModel):
+    """What the launcher needs from a Ray Serve config file; the rest of the file is Ray's."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    path: Path
+    host: str
+    port: int
+    http_options: dict[str, Any]
+    application_name: str
+    route_prefix: str
+    config: ImprintConfig
+
+    @property
+    def url(self) -> str:
+        """The address that clients use."""
+        host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
+        prefix = "" if self.route_prefix == "/" else self.route_prefix.rstrip("/")
+        return f"http://{host}:{self.port}{prefix}"
+
+
+def load_serve_file(path: str | Path) -> ServeFile:
+    """Read and check a Ray Serve config file that holds one Imprint application.
+
+    Raises ConfigError, naming file and field, when it cannot be read or does not validate.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    applications = raw.get("applications") if isinstance(raw, dict) else None
+    if not isinstance(applications, list) or len(applications) != 1 or not isinstance(applications[0], dict):
+        raise ConfigError(f"{path}: expected a Ray Serve config with exactly one entry under 'applications'")
+    application = applications[0]
+    http_options = raw.get("http_options") or {}
+    args = application.get("args") or {}
+    for name, value in (("http_options", http_options), ("applications[0].args", args)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: '{name}' must be a mapping, not {type(value).__name__}")
+    try:
+        return ServeFile(
+            path=path,
+            host=http_options.get("host", "127.0.0.1"),
+            port=http_options.get("port", 8000),
+            http_options=http_options,
+            application_name=application.get("name", "imprint"),
+            route_prefix=application.get("route_prefix", "/"),
+            config=ImprintConfig(**args),
+        )
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _folder_or_name(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.is_dir() else model
+
+
+def _explain(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors())

@@ -1,0 +1,1 @@
+"""The Ray Serve deployments: ingress, generator, engine, router."""

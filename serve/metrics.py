@@ -1,0 +1,118 @@
+"""Imprint's own Prometheus metrics, and how several processes' metrics become one page.
+
+Each process keeps its metrics in a registry of its own, so that none of them repeats the default collectors (process,
+garbage collector); names start with `imprint_`, and no label takes a tenant's or an adapter's name.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_SCORES = (0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class IngressMetrics:
+    """Metrics of one ingress replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "imprint_http_requests_total",
+            "HTTP requests by route template, method and status.",
+            ("route", "method", "status"),
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "imprint_http_request_duration_seconds",
+            "Time from the request's head to the end of its response.",
+            ("route", "method"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.first_chunk_seconds = Histogram(
+            "imprint_time_to_first_chunk_seconds",
+            "Time from the request's head to the first generated output, as the ingress sends it.",
+            ("endpoint", "stream"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.in_flight = Gauge(
+            "imprint_http_requests_in_flight", "HTTP requests being answered now.", registry=self.registry
+        )
+        self.documents = Counter(
+            "imprint_documents_posted_total",
+            "Documents accepted, by whether a new version came of them.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.decisions = Counter(
+            "imprint_route_decisions_total",
+            "Routing decisions by reason and by who answers (adapter or base).",
+            ("reason", "answered_by"),
+            registry=self.registry,
+        )
+        self.score = Histogram(
+            "imprint_route_score",
+            "Best candidate's score of routed requests that had candidates.",
+            buckets=_SCORES,
+            registry=self.registry,
+        )
+
+    def text(self) -> str:
+        """These metrics as Prometheus text."""
+        return generate_latest(self.registry).decode()
+
+
+class GeneratorMetrics:
+    """Metrics of one generator replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.jobs = Counter(
+            "imprint_generation_jobs_total", "Generation jobs ended, by outcome.", ("outcome",), registry=self.registry
+        )
+        self.stage_seconds = Histogram(
+            "imprint_generation_stage_duration_seconds",
+            "Time of one batch in each stage of generation.",
+            ("stage",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_documents = Histogram(
+            "imprint_generation_batch_documents",
+            "Documents taken into one batch.",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+        self.queue = Gauge(
+            "imprint_generation_jobs", "Jobs in the registry, by state.", ("state",), registry=self.registry
+        )
+
+    def text(self) -> str:
+        """These metrics as Prometheus text."""
+        return generate_latest(self.registry).decode()
+
+
+def merge_texts(*texts: str) -> str:
+    """Join pages of Prometheus text, keeping a metric family only the first time that it is declared.
+
+    A family is the block from its HELP or TYPE line to the next family's; a second declaration of the same name would
+    make the whole page invalid.
+    """
+    seen: set[str] = set()
+    lines: list[str] = []
+    for text in texts:
+        own: set[str] = set()
+        keep = True
+        for line in text.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                name = line.split(" ", 3)[2]
+                keep = name not in seen
+                own.add(name)
+            if keep and line and line != "# EOF":
+                lines.append(line)
+        seen |= own
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,147 @@
+"""Adapters: reading them, and what a router needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from serve.registry import changes
+from serve.registry.checks import check_cursor, check_limit
+from serve.registry.records import Adapter, Page, RoutableAdapter, RoutableSnapshot
+from serve.registry.tables import adapters, centroids, document_versions, documents
+
+VECTOR_TYPE = np.dtype("<f4")
+
+
+def get_adapter(connection: sa.Connection, tenant_id: str, adapter_id: str) -> Adapter | None:
+    """A tenant's adapter that is not deleted."""
+    if "\x00" in adapter_id:
+        return None
+    row = connection.execute(
+        sa.select(adapters).where(
+            adapters.c.tenant_id == tenant_id, adapters.c.id == adapter_id, adapters.c.deleted_at.is_(None)
+        )
+    ).one_or_none()
+    return None if row is None else _adapter(row)
+
+
+def list_adapters(
+    connection: sa.Connection, tenant_id: str, limit: int, cursor: str | None, document_id: str | None
+) -> Page[Adapter]:
+    """Newest first."""
+    limit = check_limit(limit)
+    query = sa.select(adapters).where(adapters.c.tenant_id == tenant_id, adapters.c.deleted_at.is_(None))
+    if document_id is not None:
+        query = query.where(adapters.c.document_id == document_id)
+    if check_cursor(cursor, "adp") is not None:
+        query = query.where(adapters.c.id < cursor)
+    rows = connection.execute(query.order_by(adapters.c.id.desc()).limit(limit + 1)).all()
+    return Page([_adapter(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None)
+
+
+def list_purgeable(connection: sa.Connection, deleted_before: float, limit: int) -> list[Adapter]:
+    """Oldest deletion first."""
+    query = (
+        sa.select(adapters)
+        .where(adapters.c.state == "deleted", adapters.c.deleted_at < deleted_before, adapters.c.purged_at.is_(None))
+        .order_by(adapters.c.deleted_at, adapters.c.id)
+        .limit(check_limit(limit))
+    )
+    return [_adapter(row) for row in connection.execute(query)]
+
+
+def mark_purged(connection: sa.Connection, now: float, adapter_id: str) -> None:
+    """Only a deleted adapter can be purged."""
+    connection.execute(
+        adapters.update().where(adapters.c.id == adapter_id, adapters.c.state == "deleted").values(purged_at=now)
+    )
+
+
+def routable(
+    connection: sa.Connection, tenant_id: str, adapter_ids: Sequence[str] | None = None
+) -> list[RoutableAdapter]:
+    """Current adapters of live documents, oldest first."""
+    query = (
+        sa.select(
+            adapters.c.id,
+            adapters.c.document_id,
+            adapters.c.base_fingerprint,
+            adapters.c.generator_fingerprint,
+            adapters.c.state,
+            documents.c.collection_id,
+            document_versions.c.title,
+            centroids.c.encoder,
+            centroids.c.encoder_version,
+            centroids.c.count.label("rows"),
+            centroids.c.dimension,
+            centroids.c.vectors,
+        )
+        .join(documents, documents.c.current_adapter_id == adapters.c.id)
+        .join(
+            document_versions,
+            sa.and_(
+                document_versions.c.document_id == adapters.c.document_id,
+                document_versions.c.number == adapters.c.version,
+            ),
+        )
+        .join(centroids, centroids.c.adapter_id == adapters.c.id)
+        .where(
+            adapters.c.tenant_id == tenant_id,
+            documents.c.tenant_id == tenant_id,
+            documents.c.deleted_at.is_(None),
+            adapters.c.deleted_at.is_(None),
+        )
+        .order_by(adapters.c.id)
+    )
+    if adapter_ids is not None:
+        query = query.where(adapters.c.id.in_(list(adapter_ids)))
+    return [
+        RoutableAdapter(
+            adapter_id=row.id,
+            tenant_id=tenant_id,
+            document_id=row.document_id,
+            document_title=row.title,
+            collection_id=row.collection_id,
+            # frombuffer gives a read-only view of the bytes, which suits a frozen record
+            centroids=np.frombuffer(row.vectors, dtype=VECTOR_TYPE).reshape(row.rows, row.dimension),
+            encoder=row.encoder,
+            encoder_version=row.encoder_version,
+            base_fingerprint=row.base_fingerprint,
+            generator_fingerprint=row.generator_fingerprint,
+            state=row.state,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def routable_snapshot(connection: sa.Connection, tenant_id: str) -> RoutableSnapshot:
+    """The number is read first: where the two reads see different states, the adapters are the newer ones."""
+    seq = changes.head(connection, tenant_id)
+    return RoutableSnapshot(seq, routable(connection, tenant_id))
+
+
+def _adapter(row: sa.Row[Any]) -> Adapter:
+    return Adapter(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        document_id=row.document_id,
+        version=row.version,
+        job_id=row.job_id,
+        kind=row.kind,
+        state=row.state,
+        rank=row.rank,
+        alpha=row.alpha,
+        target_modules=tuple(row.target_modules),
+        blob_path=row.blob_path,
+        checksum=row.checksum,
+        size_bytes=row.size_bytes,
+        base_fingerprint=row.base_fingerprint,
+        generator_fingerprint=row.generator_fingerprint,
+        manifest=row.manifest,
+        created_at=row.created_at,
+        retired_at=row.retired_at,
+        deleted_at=row.deleted_at,
+    )

@@ -1,0 +1,231 @@
+"""Jobs and their leases.
+
+A lease is a row that names its worker and the time until which others leave it alone. Every step of a worker is a
+compare-and-set on that name, so of two workers that believe to hold a job only one can finish it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+
+from serve.registry.documents import any_document, any_version
+from serve.registry.errors import LeaseLost
+from serve.registry.records import Job, LeasedJob
+from serve.registry.tables import jobs, tenant_turns
+
+MAX_ATTEMPTS = 5
+MAX_RETRY_PAUSE_S = 60.0
+
+
+def insert_job(
+    connection: sa.Connection, now: float, job_id: str, tenant_id: str, document_id: str, version: int
+) -> None:
+    """Queue a run for a document version."""
+    connection.execute(
+        jobs.insert().values(
+            id=job_id,
+            tenant_id=tenant_id,
+            document_id=document_id,
+            version=version,
+            state="queued",
+            stage="queued",
+            fraction=0.0,
+            attempts=0,
+            available_at=now,
+            created_at=now,
+            updated_at=now,
+        )
+    )
+
+
+def existing_job(connection: sa.Connection, job_id: str) -> Job:
+    """A job that must exist, of whatever tenant."""
+    return to_job(connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one())
+
+
+def get_job(connection: sa.Connection, tenant_id: str, job_id: str) -> Job | None:
+    """A tenant's job."""
+    if "\x00" in job_id:
+        return None
+    row = connection.execute(sa.select(jobs).where(jobs.c.tenant_id == tenant_id, jobs.c.id == job_id)).one_or_none()
+    return None if row is None else to_job(row)
+
+
+def count_jobs(connection: sa.Connection) -> dict[str, int]:
+    """Jobs in each state; all four states are there."""
+    counts = dict.fromkeys(("queued", "running", "succeeded", "failed"), 0)
+    for state, count in connection.execute(sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)):
+        counts[state] = count
+    return counts
+
+
+def work_waits(connection: sa.Connection, now: float) -> bool:
+    """Whether `lease_jobs` would find anything to do."""
+    query = sa.select(jobs.c.id).where(_free(now)).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def lease_jobs(connection: sa.Connection, now: float, worker: str, limit: int, lease_s: float) -> list[LeasedJob]:
+    """See `Registry.lease_jobs`."""
+    _give_up(connection, now)
+    taken: list[str] = []
+    for candidate in _candidates(connection, now, limit):
+        # On PostgreSQL another worker may have been faster: then attempts differs and no row matches.
+        claim = jobs.update().where(
+            jobs.c.id == candidate.id, jobs.c.state == candidate.state, jobs.c.attempts == candidate.attempts
+        )
+        result = connection.execute(
+            claim.values(
+                state="running",
+                stage="leased",
+                fraction=0.0,
+                attempts=candidate.attempts + 1,
+                worker=worker,
+                lease_expires_at=now + lease_s,
+                updated_at=now,
+            )
+        )
+        if result.rowcount == 1:
+            taken.append(candidate.id)
+            turn = sa.select(sa.func.max(tenant_turns.c.turn) + 1).scalar_subquery()
+            connection.execute(
+                tenant_turns.update().where(tenant_turns.c.tenant_id == candidate.tenant_id).values(turn=turn)
+            )
+    return [_leased(connection, existing_job(connection, job_id)) for job_id in taken]
+
+
+def renew_lease(connection: sa.Connection, now: float, job_id: str, worker: str, lease_s: float) -> None:
+    """Push the lease's end out. Raises LeaseLost."""
+    update_held(connection, job_id, worker, lease_expires_at=now + lease_s)
+
+
+def set_progress(connection: sa.Connection, now: float, job_id: str, worker: str, stage: str, fraction: float) -> None:
+    """Raises LeaseLost."""
+    update_held(connection, job_id, worker, stage=stage[:64], fraction=min(1.0, max(0.0, fraction)), updated_at=now)
+
+
+def release_leases(connection: sa.Connection, now: float, worker: str) -> int:
+    """Queue a worker's jobs again."""
+    held = jobs.update().where(jobs.c.state == "running", jobs.c.worker == worker)
+    return connection.execute(
+        held.values(
+            state="queued",
+            stage="queued",
+            fraction=0.0,
+            attempts=jobs.c.attempts - 1,
+            worker=None,
+            lease_expires_at=None,
+            available_at=now,
+            updated_at=now,
+        )
+    ).rowcount
+
+
+def fail_job(connection: sa.Connection, now: float, job_id: str, worker: str, error: str, retry: bool) -> Job:
+    """End a job or queue it again. Raises LeaseLost."""
+    error = error.replace("\x00", "").encode(errors="replace").decode()
+    update_held(
+        connection,
+        job_id,
+        worker,
+        state="failed",
+        error=error,
+        worker=None,
+        lease_expires_at=None,
+        updated_at=now,
+        finished_at=now,
+    )
+    job = existing_job(connection, job_id)
+    if retry and job.attempts < MAX_ATTEMPTS:
+        pause = min(MAX_RETRY_PAUSE_S, 2.0 ** (job.attempts - 1))
+        connection.execute(
+            jobs.update()
+            .where(jobs.c.id == job_id)
+            .values(state="queued", stage="queued", fraction=0.0, available_at=now + pause, finished_at=None)
+        )
+        job = existing_job(connection, job_id)
+    return job
+
+
+def update_held(connection: sa.Connection, job_id: str, holder: str, /, **values: Any) -> None:
+    """Change a job if this worker holds it, else raise LeaseLost."""
+    held = jobs.update().where(jobs.c.id == job_id, jobs.c.state == "running", jobs.c.worker == holder)
+    if connection.execute(held.values(**values)).rowcount != 1:
+        raise LeaseLost(f"Job {job_id} is no longer held by {holder}.")
+
+
+def to_job(row: sa.Row[Any]) -> Job:
+    """A table row as a record."""
+    return Job(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        document_id=row.document_id,
+        version=row.version,
+        state=row.state,
+        stage=row.stage,
+        fraction=row.fraction,
+        attempts=row.attempts,
+        error=row.error,
+        worker=row.worker,
+        lease_expires_at=row.lease_expires_at,
+        adapter_id=row.adapter_id,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _free(now: float) -> sa.ColumnElement[bool]:
+    return sa.or_(
+        sa.and_(jobs.c.state == "queued", jobs.c.available_at <= now),
+        sa.and_(jobs.c.state == "running", jobs.c.lease_expires_at <= now),
+    )
+
+
+def _give_up(connection: sa.Connection, now: float) -> None:
+    """Fail jobs whose last allowed worker vanished: something in them may be what ends workers."""
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.state == "running", jobs.c.lease_expires_at <= now, jobs.c.attempts >= MAX_ATTEMPTS)
+        .values(
+            state="failed",
+            error=f"Gave up: {MAX_ATTEMPTS} workers took this job and none finished it.",
+            worker=None,
+            lease_expires_at=None,
+            updated_at=now,
+            finished_at=now,
+        )
+    )
+
+
+def _candidates(connection: sa.Connection, now: float, limit: int) -> Iterable[sa.Row[Any]]:
+    """Free jobs in fair order: by how many its tenant would have running with it, then by whose turn it is."""
+    running = (
+        sa.select(jobs.c.tenant_id, sa.func.count().label("count"))
+        .where(jobs.c.state == "running", jobs.c.lease_expires_at > now)
+        .group_by(jobs.c.tenant_id)
+        .subquery()
+    )
+    place = sa.func.row_number().over(partition_by=jobs.c.tenant_id, order_by=(jobs.c.created_at, jobs.c.id))
+    free = (
+        sa.select(jobs.c.id, jobs.c.tenant_id, jobs.c.state, jobs.c.attempts, place.label("place"))
+        .where(_free(now))
+        .subquery()
+    )
+    query = (
+        sa.select(free)
+        .join(tenant_turns, tenant_turns.c.tenant_id == free.c.tenant_id)
+        .outerjoin(running, running.c.tenant_id == free.c.tenant_id)
+        .order_by(sa.func.coalesce(running.c.count, 0) + free.c.place, tenant_turns.c.turn, free.c.id)
+        .limit(limit)
+    )
+    return connection.execute(query).all()
+
+
+def _leased(connection: sa.Connection, job: Job) -> LeasedJob:
+    document = any_document(connection, job.tenant_id, job.document_id)
+    version = any_version(connection, job.tenant_id, job.document_id, job.version)
+    return LeasedJob(job, document, version)

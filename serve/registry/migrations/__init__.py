@@ -1,0 +1,1 @@
+"""Alembic's folder; `serve.registry.migrate` runs it. Revisions are never edited once released."""

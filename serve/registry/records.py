@@ -1,0 +1,281 @@
+"""The registry's value objects: frozen, detached from the database, safe to hand between threads and processes.
+
+Times are seconds since the epoch (float). IDs are those of `serve.ids`. Every record of a tenant's data carries
+`tenant_id`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Scope = Literal["tenant", "service", "admin"]
+JobState = Literal["queued", "running", "succeeded", "failed"]
+AdapterState = Literal["ready", "degraded", "stale", "deleted"]
+DocumentState = Literal["processing", "ready", "degraded", "failed", "deleted"]
+EventKind = Literal["adapter_published", "adapter_superseded", "adapters_stale", "document_deleted", "document_updated"]
+ResolutionKind = Literal["adapter", "document", "collection", "alias"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list, newest first. `next_cursor` is None on the last page."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An owner of documents, adapters and keys. `id` is `ten_…`; clients may use `name` as well."""
+
+    id: str
+    name: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without its secret. `tenant_ids` has one entry for a tenant key, any number for a service key, none
+    for an admin key."""
+
+    id: str
+    scope: Scope
+    label: str
+    tenant_ids: tuple[str, ...]
+    created_at: float
+    revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request comes from. Use `serve.tenants.select_tenant` to turn it and the header into one tenant."""
+
+    key_id: str
+    scope: Scope
+    tenants: tuple[Tenant, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A named group of a tenant's documents."""
+
+    id: str
+    tenant_id: str
+    name: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as it stands now.
+
+    `latest_version` is the newest one posted and `job_id` the newest job for it; `current_version` and `adapter_id`
+    are what is served (None before the first publication). `title` and `content_hash` are the latest version's.
+    `state` is "processing" while the latest version's job is queued or running (an older version may be served
+    meanwhile, if `adapter_id` is set), "failed" when that job failed, else "ready" or "degraded" as its adapter is.
+    """
+
+    id: str
+    tenant_id: str
+    external_id: str | None
+    collection_id: str | None
+    collection: str | None
+    title: str
+    metadata: Mapping[str, Any]
+    content_hash: str
+    latest_version: int
+    current_version: int | None
+    adapter_id: str | None
+    job_id: str
+    state: DocumentState
+    created_at: float
+    updated_at: float
+    deleted_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentVersion:
+    """One immutable version; `number` counts from 1 within its document. `text` is empty after deletion."""
+
+    document_id: str
+    tenant_id: str
+    number: int
+    title: str
+    text: str = field(repr=False)
+    content_hash: str
+    size_bytes: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a generator for one document version. `fraction` is progress in 0..1 within the whole job."""
+
+    id: str
+    tenant_id: str
+    document_id: str
+    version: int
+    state: JobState
+    stage: str
+    fraction: float
+    attempts: int
+    error: str | None
+    worker: str | None
+    lease_expires_at: float | None
+    adapter_id: str | None
+    created_at: float
+    updated_at: float
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedJob:
+    """A job that the caller holds until `job.lease_expires_at`, with all that it needs to run it."""
+
+    job: Job
+    document: Document
+    version: DocumentVersion
+
+
+@dataclass(frozen=True, slots=True)
+class PostResult:
+    """`created` is False when an existing version with the same content was returned. `replayed` is True when an
+    `Idempotency-Key` was seen before; the other fields then are what the first call answered, as they stand now."""
+
+    document: Document
+    version: DocumentVersion
+    job: Job
+    created: bool
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewAdapter:
+    """What a generator hands to `Registry.publish`. `checksum` is SHA-256 (hex) of the adapter's blob manifest."""
+
+    id: str
+    kind: str
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    blob_path: str
+    checksum: str
+    size_bytes: int
+    base_fingerprint: str
+    generator_fingerprint: str
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    state: Literal["ready", "degraded"] = "ready"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NewCentroids:
+    """Embedding vectors of one adapter: `matrix` is float32 [centroids, dimension], rows L2-normalised."""
+
+    encoder: str
+    version: str
+    matrix: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A published adapter; immutable but for `state` and `retired_at`.
+
+    `retired_at` is set when it is no longer its document's current adapter. A retired adapter is never routed to,
+    but stays usable when pinned by its ID.
+    """
+
+    id: str
+    tenant_id: str
+    document_id: str
+    version: int
+    job_id: str
+    kind: str
+    state: AdapterState
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    blob_path: str
+    checksum: str
+    size_bytes: int
+    base_fingerprint: str
+    generator_fingerprint: str
+    manifest: Mapping[str, Any]
+    created_at: float
+    retired_at: float | None
+    deleted_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeEvent:
+    """One entry of a tenant's change log. `seq` counts from 1 without gaps, in commit order.
+
+    | kind | adapter_id | retired_adapter_ids |
+    |---|---|---|
+    | adapter_published | the new current adapter | the one that it replaces, if any |
+    | adapter_superseded | a new adapter that did not become current | empty |
+    | adapters_stale | None (document_id too) | all that went stale |
+    | document_deleted | None | all of the document's |
+    | document_updated | the current adapter, if any (collection or metadata changed) | empty |
+
+    Applying an event: drop `retired_adapter_ids`, then put in what `routable(tenant, adapter_ids=[adapter_id])`
+    gives (nothing when it is no longer current). Applying one twice, or an old one late, does no harm.
+    """
+
+    tenant_id: str
+    seq: int
+    kind: EventKind
+    adapter_id: str | None
+    document_id: str | None
+    retired_adapter_ids: tuple[str, ...]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutableAdapter:
+    """The current adapter of a live document, with its centroids (float32 [centroids, dimension])."""
+
+    adapter_id: str
+    tenant_id: str
+    document_id: str
+    document_title: str
+    collection_id: str | None
+    centroids: npt.NDArray[np.float32]
+    encoder: str
+    encoder_version: str
+    base_fingerprint: str
+    generator_fingerprint: str
+    state: AdapterState
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutableSnapshot:
+    """All of a tenant's routable adapters, at least as new as the change log at `seq`."""
+
+    seq: int
+    adapters: list[RoutableAdapter]
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A tenant's own name for an adapter, document or collection."""
+
+    tenant_id: str
+    name: str
+    target: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a client's `model` name stands for. `adapter_ids` is empty when the thing exists but nothing is ready yet;
+    for a collection it holds the current adapters of all its documents. For an alias, `target` is what it names."""
+
+    kind: ResolutionKind
+    target: str
+    adapter_ids: tuple[str, ...]

@@ -1,0 +1,267 @@
+"""The one object through which the application reads and writes metadata.
+
+Calls are synchronous; from async code use `anyio.to_thread.run_sync`. A Registry may be shared by threads. Each
+method is one transaction: when it returns, its effect is durable; when it raises, nothing happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Connection
+
+from serve.registry import adapters, aliases, changes, documents, jobs, keys, posting, publishing, stale
+from serve.registry.database import Database
+from serve.registry.records import (
+    Adapter,
+    Alias,
+    ApiKey,
+    ChangeEvent,
+    Collection,
+    Document,
+    DocumentVersion,
+    Job,
+    LeasedJob,
+    NewAdapter,
+    NewCentroids,
+    Page,
+    PostResult,
+    Principal,
+    Resolution,
+    RoutableAdapter,
+    RoutableSnapshot,
+    Scope,
+    Tenant,
+)
+
+
+class Registry:
+    """Tenants, keys, documents, jobs, adapters and the change log, over SQLite or PostgreSQL."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since the epoch; leases of several machines need clocks that agree to a second."""
+        self._db = database
+        self._clock = clock
+
+    @classmethod
+    def open(cls, url: str, clock: Callable[[], float] = time.time) -> Registry:
+        """Connect to a migrated database. Raises RegistryNotMigrated; see `serve.registry.migrate`."""
+        database = Database(url)
+        try:
+            database.verify()
+        except BaseException:
+            database.close()
+            raise
+        return cls(database, clock)
+
+    def close(self) -> None:
+        """Close all connections. The object is of no use afterwards."""
+        self._db.close()
+
+    # Tenants and keys
+
+    def create_tenant(self, name: str) -> Tenant:
+        """Get the tenant of this name, made now if there was none. Raises InvalidInput for a bad name."""
+        return self._db.write(lambda c: keys.create_tenant(c, self._clock(), name))
+
+    def get_tenant(self, name_or_id: str) -> Tenant | None:
+        """Look a tenant up by `ten_…` ID or name."""
+        return self._db.read(lambda c: keys.get_tenant(c, name_or_id))
+
+    def list_tenants(self) -> list[Tenant]:
+        """All tenants, by name."""
+        return self._db.read(keys.list_tenants)
+
+    def create_key(
+        self, tenant_id: str | None, scope: Scope, label: str = "", tenants: Sequence[str] = ()
+    ) -> tuple[ApiKey, str]:
+        """Make a key; the second value is its text, which is not stored and cannot be had again.
+
+        A tenant key takes `tenant_id`, a service key `tenants`, an admin key neither; tenants are named by ID or name.
+        Raises NotFound for an unknown tenant, InvalidInput for a combination that makes no sense.
+        """
+        return self._db.write(lambda c: keys.create_key(c, self._clock(), tenant_id, scope, label, tenants))
+
+    def list_keys(self, tenant_id: str | None = None) -> list[ApiKey]:
+        """All keys, revoked ones too, newest first; with `tenant_id` those that may act for that tenant."""
+        return self._db.read(lambda c: keys.list_keys(c, tenant_id))
+
+    def revoke_key(self, key_id: str) -> ApiKey | None:
+        """Revoke at once and for good; None when there is no such key."""
+        return self._db.write(lambda c: keys.revoke_key(c, self._clock(), key_id))
+
+    def authenticate(self, secret: str) -> Principal | None:
+        """Who holds this key text; None for anything that is not a valid, unrevoked key."""
+        return self._db.read(lambda c: keys.authenticate(c, secret))
+
+    # Documents and collections
+
+    def post_document(
+        self,
+        tenant_id: str,
+        title: str,
+        text: str,
+        external_id: str | None = None,
+        collection: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        document_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> PostResult:
+        """Store a document version and queue its job, in one transaction.
+
+        `document_id`, or an `external_id` that is known, adds a version to that document, unless its latest version
+        has the same title and text. With neither, the same content in the same collection gives the document that has
+        it. Content whose job failed gets a new job (`created` is True then). `collection` (a name, made on first
+        mention) and `metadata` are properties of the document; None leaves them as they are.
+        Raises NotFound (tenant, document_id), Conflict, IdempotencyConflict, InvalidInput.
+        """
+        post = posting.Post(title, text, external_id, collection, metadata, document_id, idempotency_key)
+        return self._db.write(lambda c: posting.post_document(c, self._clock(), tenant_id, post))
+
+    def get_document(self, tenant_id: str, id_or_external_id: str) -> Document | None:
+        """A live document by `doc_…` ID or external ID."""
+        return self._db.read(lambda c: documents.get_document(c, tenant_id, id_or_external_id))
+
+    def get_version(self, tenant_id: str, document_id: str, number: int | None = None) -> DocumentVersion | None:
+        """A live document's version with its text; the latest one when no number is given."""
+        return self._db.read(lambda c: documents.get_version(c, tenant_id, document_id, number))
+
+    def list_documents(
+        self, tenant_id: str, limit: int = 50, cursor: str | None = None, collection_id: str | None = None
+    ) -> Page[Document]:
+        """Live documents, newest first. Raises InvalidInput for a cursor that no page gave."""
+        return self._db.read(lambda c: documents.list_documents(c, tenant_id, limit, cursor, collection_id))
+
+    def delete_document(self, tenant_id: str, id_or_external_id: str) -> ChangeEvent | None:
+        """Remove a document's text, title, metadata and centroids for good, end its jobs, mark its adapters deleted.
+
+        None when there is no such document. Blobs are purged later: see `list_purgeable`.
+        """
+        return self._db.write(lambda c: documents.delete_document(c, self._clock(), tenant_id, id_or_external_id))
+
+    def list_collections(self, tenant_id: str) -> list[Collection]:
+        """A tenant's collections, by name."""
+        return self._db.read(lambda c: documents.list_collections(c, tenant_id))
+
+    # Jobs
+
+    def lease_jobs(self, worker: str, limit: int, lease_s: float) -> list[LeasedJob]:
+        """Take up to `limit` jobs: queued ones and those whose lease ran out, fair over tenants.
+
+        The tenant with the fewest running jobs goes first, then the one that was served longest ago. `worker` must be
+        unique to this run of this process. A job is started at most `jobs.MAX_ATTEMPTS` times, then fails.
+        """
+        if not self._db.read(lambda c: jobs.work_waits(c, self._clock())):
+            return []  # an idle poll must not take the write lock
+        return self._db.write(lambda c: jobs.lease_jobs(c, self._clock(), worker, limit, lease_s))
+
+    def renew_lease(self, job_id: str, worker: str, lease_s: float) -> None:
+        """Hold the job for `lease_s` seconds from now. Raises LeaseLost when another worker has it or it ended."""
+        self._db.write(lambda c: jobs.renew_lease(c, self._clock(), job_id, worker, lease_s))
+
+    def release_leases(self, worker: str) -> int:
+        """Queue again all jobs of a worker that stops in order; these starts do not count as attempts."""
+        return self._db.write(lambda c: jobs.release_leases(c, self._clock(), worker))
+
+    def set_job_progress(self, job_id: str, worker: str, stage: str, fraction: float) -> None:
+        """Record how far a job is (0..1). Raises LeaseLost."""
+        self._db.write(lambda c: jobs.set_progress(c, self._clock(), job_id, worker, stage, fraction))
+
+    def fail_job(self, job_id: str, worker: str, error: str, retry: bool = False) -> Job:
+        """End a job with an error, or with `retry` queue it again after a growing pause while attempts are left.
+
+        Raises LeaseLost.
+        """
+        return self._db.write(lambda c: jobs.fail_job(c, self._clock(), job_id, worker, error, retry))
+
+    def get_job(self, tenant_id: str, job_id: str) -> Job | None:
+        """A job by ID."""
+        return self._db.read(lambda c: jobs.get_job(c, tenant_id, job_id))
+
+    def count_jobs(self) -> dict[str, int]:
+        """Number of jobs of all tenants in each state, for metrics."""
+        return self._db.read(jobs.count_jobs)
+
+    # Publication, adapters, change log
+
+    def publish(self, job_id: str, worker: str, adapter: NewAdapter, centroids: NewCentroids) -> ChangeEvent:
+        """Make an adapter visible, in one transaction, and end its job.
+
+        It becomes its document's current adapter when its version is the latest one (event `adapter_published`), else
+        it is kept as retired (`adapter_superseded`). A lease that ran out but that nobody took is still good.
+        Raises LeaseLost when the job is not this worker's any more, also after the document's deletion.
+        """
+        return self._db.write(lambda c: publishing.publish(c, self._clock(), job_id, worker, adapter, centroids))
+
+    def get_adapter(self, tenant_id: str, adapter_id: str) -> Adapter | None:
+        """An adapter by ID, retired and stale ones too, deleted ones not."""
+        return self._db.read(lambda c: adapters.get_adapter(c, tenant_id, adapter_id))
+
+    def list_adapters(
+        self, tenant_id: str, limit: int = 50, cursor: str | None = None, document_id: str | None = None
+    ) -> Page[Adapter]:
+        """Adapters that are not deleted, newest first."""
+        return self._db.read(lambda c: adapters.list_adapters(c, tenant_id, limit, cursor, document_id))
+
+    def list_purgeable(self, deleted_before: float, limit: int = 100) -> list[Adapter]:
+        """Adapters of all tenants that were deleted before this time and whose blobs may still be there."""
+        return self._db.read(lambda c: adapters.list_purgeable(c, deleted_before, limit))
+
+    def mark_purged(self, adapter_id: str) -> None:
+        """Note that a deleted adapter's blobs are gone."""
+        self._db.write(lambda c: adapters.mark_purged(c, self._clock(), adapter_id))
+
+    def head(self, tenant_id: str) -> int:
+        """The number of the tenant's newest change; 0 when there is none."""
+        return self._db.read(lambda c: changes.head(c, tenant_id))
+
+    def changes_since(self, tenant_id: str, seq: int, limit: int = 1000) -> list[ChangeEvent]:
+        """The tenant's changes after `seq`, oldest first, at most `limit`."""
+        return self._db.read(lambda c: changes.changes_since(c, tenant_id, seq, limit))
+
+    def routable(self, tenant_id: str, adapter_ids: Sequence[str] | None = None) -> list[RoutableAdapter]:
+        """Current adapters of live documents in any state but deleted, all or those among `adapter_ids`."""
+        return self._db.read(lambda c: adapters.routable(c, tenant_id, adapter_ids))
+
+    def routable_snapshot(self, tenant_id: str) -> RoutableSnapshot:
+        """`routable` with the change number from which to follow on."""
+        return self._db.read(lambda c: adapters.routable_snapshot(c, tenant_id))
+
+    def mark_stale(self, base_fingerprint: str, generator_fingerprint: str) -> int:
+        """Mark adapters of any other base or generator stale and queue their documents again; returns how many.
+
+        One transaction for each tenant. Calling it again queues nothing twice.
+        """
+        tenants = self._db.read(lambda c: stale.tenants_to_mark(c, base_fingerprint, generator_fingerprint))
+        return sum(
+            self._db.write(partial(self._mark_tenant, tenant, base_fingerprint, generator_fingerprint))
+            for tenant in tenants
+        )
+
+    def _mark_tenant(self, tenant: str, base: str, generator: str, connection: Connection) -> int:
+        return stale.mark_stale(connection, self._clock(), tenant, base, generator)
+
+    def count_stale_pending(self) -> int:
+        """Documents of all tenants that still wait for a new adapter in place of a stale one."""
+        return self._db.read(stale.count_pending)
+
+    # Names
+
+    def resolve_model(self, tenant_id: str, name: str) -> Resolution | None:
+        """What an adapter, document or collection ID, or an alias, stands for in this tenant; None if nothing."""
+        return self._db.read(lambda c: aliases.resolve_model(c, tenant_id, name))
+
+    def set_alias(self, tenant_id: str, name: str, target: str) -> Alias:
+        """Point an alias at an adapter, document or collection ID. Raises InvalidInput, NotFound."""
+        return self._db.write(lambda c: aliases.set_alias(c, self._clock(), tenant_id, name, target))
+
+    def list_aliases(self, tenant_id: str) -> list[Alias]:
+        """A tenant's aliases, by name."""
+        return self._db.read(lambda c: aliases.list_aliases(c, tenant_id))
+
+    def delete_alias(self, tenant_id: str, name: str) -> bool:
+        """Remove an alias; False when there was none."""
+        return self._db.write(lambda c: aliases.delete_alias(c, tenant_id, name))

@@ -1,0 +1,66 @@
+"""What happens to adapters when the base model or the generator is another one."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from serve.ids import new_id
+from serve.registry import changes, jobs
+from serve.registry.documents import lock_document
+from serve.registry.tables import adapters, documents
+from serve.registry.tables import jobs as jobs_table
+
+
+def tenants_to_mark(connection: sa.Connection, base_fingerprint: str, generator_fingerprint: str) -> list[str]:
+    """Tenants with adapters in use that were made for another base or generator."""
+    query = sa.select(adapters.c.tenant_id).where(_foreign(base_fingerprint, generator_fingerprint)).distinct()
+    return list(connection.execute(query.order_by(adapters.c.tenant_id)).scalars())
+
+
+def mark_stale(
+    connection: sa.Connection, now: float, tenant_id: str, base_fingerprint: str, generator_fingerprint: str
+) -> int:
+    """Mark one tenant's adapters and queue those documents again that have no job under way; returns how many."""
+    foreign = sa.and_(adapters.c.tenant_id == tenant_id, _foreign(base_fingerprint, generator_fingerprint))
+    # Documents before adapters and in order of ID, as all writers lock them: no deadlock on PostgreSQL.
+    serving = sa.select(documents.c.id).join(adapters, adapters.c.id == documents.c.current_adapter_id).where(foreign)
+    queued = 0
+    for document_id in connection.execute(serving.order_by(documents.c.id)).scalars().all():
+        document = lock_document(connection, tenant_id, document_id)
+        if document is None or document.deleted_at is not None:
+            continue
+        if jobs.existing_job(connection, document.latest_job_id).state in ("queued", "running"):
+            continue
+        job_id = new_id("job")
+        jobs.insert_job(connection, now, job_id, tenant_id, document.id, document.latest_version)
+        connection.execute(
+            documents.update().where(documents.c.id == document.id).values(latest_job_id=job_id, updated_at=now)
+        )
+        queued += 1
+    ids = list(connection.execute(sa.select(adapters.c.id).where(foreign).order_by(adapters.c.id)).scalars())
+    if ids:
+        connection.execute(adapters.update().where(adapters.c.id.in_(ids)).values(state="stale"))
+        changes.append(connection, now, tenant_id, "adapters_stale", retired=ids)
+    return queued
+
+
+def count_pending(connection: sa.Connection) -> int:
+    """Documents that wait for a new adapter in place of a stale one: the progress of a change of base."""
+    query = (
+        sa.select(sa.func.count())
+        .select_from(documents)
+        .join(adapters, adapters.c.id == documents.c.current_adapter_id)
+        .join(jobs_table, jobs_table.c.id == documents.c.latest_job_id)
+        .where(adapters.c.state == "stale", jobs_table.c.state.in_(("queued", "running")))
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def _foreign(base_fingerprint: str, generator_fingerprint: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        adapters.c.state.in_(("ready", "degraded")),
+        sa.or_(
+            adapters.c.base_fingerprint != base_fingerprint,
+            adapters.c.generator_fingerprint != generator_fingerprint,
+        ),
+    )

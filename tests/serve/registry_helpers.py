@@ -1,0 +1,92 @@
+"""What the registry's tests share: a real database, a clock that tests move, and shorthands."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from serve.ids import new_id
+from serve.registry import Registry, migrate
+from serve.registry.records import ChangeEvent, LeasedJob, NewAdapter, NewCentroids
+
+POSTGRES = os.environ.get("IMPRINT_TEST_POSTGRES_URL", "")
+BACKENDS = ["sqlite", *(["postgresql"] if POSTGRES else [])]
+
+
+class Clock:
+    """Seconds since the epoch, as the test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/data/registry.db"
+    engine = sa.create_engine(POSTGRES)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+    return POSTGRES
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def registry(url: str, clock: Clock) -> Iterator[Registry]:
+    migrate(url)
+    opened = Registry.open(url, clock)
+    yield opened
+    opened.close()
+
+
+def new_adapter(base: str = "base-1", generator: str = "gen-1", state: str = "ready") -> NewAdapter:
+    """An adapter as a generator describes it."""
+    return NewAdapter(
+        id=new_id("adp"),
+        kind="lora",
+        rank=8,
+        alpha=16.0,
+        target_modules=("down_proj",),
+        blob_path="adapters/x",
+        checksum="0" * 64,
+        size_bytes=1234,
+        base_fingerprint=base,
+        generator_fingerprint=generator,
+        manifest={"chunks": [{"index": 0, "tokens": 12}]},
+        state=state,  # type: ignore[arg-type]
+    )
+
+
+def centroids(value: float = 1.0) -> NewCentroids:
+    """Two vectors of three dimensions."""
+    return NewCentroids("minilm", "1", np.full((2, 3), value, dtype=np.float32))
+
+
+def lease_one(registry: Registry, worker: str = "w1", lease_s: float = 60.0) -> LeasedJob:
+    """Exactly one job."""
+    (leased,) = registry.lease_jobs(worker, 1, lease_s)
+    return leased
+
+
+def make_ready(registry: Registry, tenant_id: str, title: str, text: str = "text", **post: object) -> ChangeEvent:
+    """Post a document and publish an adapter for it."""
+    posted = registry.post_document(tenant_id, title, text, **post)  # type: ignore[arg-type]
+    assert posted.job.id in {leased.job.id for leased in registry.lease_jobs("maker", 1000, 60.0)}
+    event = registry.publish(posted.job.id, "maker", new_adapter(), centroids())
+    registry.release_leases("maker")
+    return event
