@@ -70,7 +70,7 @@ ifeq ($(ENGINE),cpu)
 else
 	@$(PIP) install --no-deps "$(TORCH)"
 endif
-	@echo "==> 2/4 $$(grep -c == $(LOCK)) packages of $(LOCK)"
+	@echo "==> 2/4 $$(grep -c '^[^#].*==' $(LOCK)) packages of $(LOCK)"
 	@$(PIP) install --no-deps --requirement $(LOCK)
 	@echo "==> 3/4 Imprint itself"
 	@$(PIP) install --no-deps --no-build-isolation --editable .

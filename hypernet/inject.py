@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ def targets_of(model: nn.Module, names: tuple[str, ...]) -> tuple[Target, ...]:
     """The widths of the named modules, read from the first layer of a transformers decoder."""
     found = []
     for name in names:
-        linear = model.get_submodule(module_path(0, name))
+        linear: Any = model.get_submodule(module_path(0, name))
         found.append(Target(name, int(linear.in_features), int(linear.out_features)))
     return tuple(found)
 

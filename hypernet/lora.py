@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
+
+from hypernet.inject import module_path
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -62,7 +65,7 @@ class LoraAdapter:
             config = json.loads((folder / CONFIG).read_text())
             rank, alpha = int(config["r"]), float(config["lora_alpha"])
             base_model = str(config.get("base_model_name_or_path") or "")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise AdapterInvalid(f"{CONFIG}: cannot be read as a PEFT LoRA configuration: {error}") from error
         halves: dict[str, dict[str, Tensor]] = {}
         try:
@@ -108,14 +111,16 @@ def validate_folder(folder: Path, base: PretrainedConfig, max_rank: int) -> Lora
     adapter = LoraAdapter.load(folder)
     if not 1 <= adapter.rank <= max_rank:
         raise AdapterInvalid(f"r: is {adapter.rank}; 1 to {max_rank} is allowed")
+    if not math.isfinite(adapter.alpha):
+        raise AdapterInvalid(f"lora_alpha: is {adapter.alpha}; a finite number is needed")
     if not adapter.tensors:
         raise AdapterInvalid(f"{WEIGHTS}: holds no LoRA tensors")
     widths = _widths(base)
     for path, (a, b) in adapter.tensors.items():
         parts = path.split(".")
         name = parts[-1]
-        layer = int(parts[2]) if len(parts) == 5 and parts[:2] == ["model", "layers"] and parts[2].isdigit() else -1
-        if name not in widths or not 0 <= layer < base.num_hidden_layers:
+        layer = int(parts[2]) if len(parts) == 5 and parts[2].isdecimal() else -1
+        if name not in widths or not 0 <= layer < base.num_hidden_layers or path != module_path(layer, name):
             raise AdapterInvalid(f"{path}: is no module of the base that can carry a LoRA; {sorted(widths)} in layers "
                                  f"0 to {base.num_hidden_layers - 1} are allowed")
         d_in, d_out = widths[name]

@@ -122,7 +122,7 @@ def check_cpu(engine: str | None) -> list[Finding]:
     if not flags:
         findings.append(Finding("note", "cpu", "The instruction set cannot be read from /proc/cpuinfo."))
     elif {"avx512f", "avx512_bf16"} <= flags or "amx_bf16" in flags:
-        findings.append(Finding("ok", "cpu", "AVX-512 with bfloat16 in hardware: both dtypes, float32 and bfloat16, fit."))
+        findings.append(Finding("ok", "cpu", "AVX-512 with bfloat16 in hardware: float32 and bfloat16 both fit."))
     elif "avx512f" in flags:
         findings.append(Finding("ok", "cpu", "AVX-512, no bfloat16 in hardware: use dtype float32."))
     elif "avx2" in flags:

@@ -64,7 +64,7 @@ class Server:
         response.raise_for_status()
         document = response.json()
         for _ in range(120):
-            if document["status"] in ("ready", "failed"):
+            if document["status"] != "processing":
                 break
             await asyncio.sleep(0.5)
             document = (await self._client.get(f"/v1/documents/{document['id']}")).raise_for_status().json()

@@ -8,6 +8,8 @@ they do not end with their parent.
 from __future__ import annotations
 
 import ctypes
+import io
+import logging
 import os
 import signal
 import socket
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -84,6 +86,7 @@ def _serve(file: ServeFile) -> None:
 
     from serve.app import build, prepare
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
         prepare(file.config)
         registry = Registry.open(file.config.registry.url)
@@ -92,15 +95,15 @@ def _serve(file: ServeFile) -> None:
         if secret is not None:
             _say(f"First admin key, shown only now: {secret}")
         _say(f"Starting on {file.url} (data in {file.config.data_dir}) …")
-        ray.init(
+        context = ray.init(
             address="local",
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="WARNING",
+            logging_level="ERROR",
             object_store_memory=OBJECT_STORE_BYTES,
         )
         _catch_signals()  # Ray has set its own handlers
-        logs = ray._private.worker._global_node.get_logs_dir_path()
+        logs = Path(context.address_info["session_dir"]) / "logs"
         ray_serve.start(proxy_location="HeadOnly", http_options=file.http_options)
         try:
             ray_serve.run(build(file.config), name=file.application_name, route_prefix=file.route_prefix)
@@ -141,9 +144,11 @@ def _stop(file: ServeFile) -> None:
     if ray.is_initialized():
         for name in ("generator", "engine"):
             _shut_down_deployment(name, file.application_name)
-        with _give_up_after(STOP_TIMEOUT_S):
-            ray_serve.shutdown()
-        ray.shutdown()
+        # Ray reports calls that end with the controller as failures, on whatever sys.stderr is.
+        with redirect_stderr(io.StringIO()):
+            with _give_up_after(STOP_TIMEOUT_S):
+                ray_serve.shutdown()
+            ray.shutdown()
     # With this process as subreaper, whatever lost its parent is now a child of ours.
     processes = list({*processes, *psutil.Process().children(recursive=True)})
     _, alive = psutil.wait_procs(processes, timeout=5)
@@ -158,7 +163,8 @@ def _shut_down_deployment(name: str, application: str) -> None:
 
     try:
         handle = ray_serve.get_deployment_handle(name, application)
-        handle.shutdown.remote().result(timeout_s=STOP_TIMEOUT_S)
+        # A handle has a method `shutdown` of its own, so the deployment's must be named.
+        handle.options(method_name="shutdown").remote().result(timeout_s=STOP_TIMEOUT_S)
     except Exception as error:
         # It may never have started; what is left of it is ended below.
         print(f"imprint: {name} did not shut down in order: {error!r}", file=sys.stderr, flush=True)

@@ -4,8 +4,7 @@ vLLM's CPU wrapper gathers LoRA weights by slot index and marks base-model rows 
 last slot: in a mixed batch, base rows get the last slot's adapter. This wrapper groups the rows of a batch by slot
 instead; rows without an adapter belong to no group and are never touched.
 
-Loaded in every vLLM process through the entry point group ``vllm.general_plugins``. Without a CPU platform it does
-nothing.
+Loaded in every vLLM process through the entry point group ``vllm.general_plugins``. Off CPU it leaves LoRA alone.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from vllm.logger import init_logger
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from serve.lora_rows import RowGroups, SlotWeights, add_lora, check_rows, expand
+from serve.orphans import end_with_parent
 
 logger = init_logger(f"vllm.{__name__}")
 
@@ -178,9 +178,13 @@ class LoraWorkerExtension:
 
 
 def register() -> None:
-    """Makes vLLM's CPU platform use the wrapper above. Called by vLLM in each of its processes; may run repeatedly."""
+    """Makes vLLM's CPU platform use the wrapper above, and vLLM's processes end with the one that started them.
+
+    Called by vLLM in each of its processes; may run repeatedly.
+    """
     from vllm.platforms import current_platform
 
+    end_with_parent()
     if current_platform.is_cpu():
         platform = type(current_platform)
         platform.get_punica_wrapper = classmethod(lambda cls: WRAPPER_PATH)

@@ -6,7 +6,16 @@ garbage collector); names start with `imprint_`, and no label takes a tenant's o
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+disable_created_metrics()
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -72,7 +81,10 @@ class GeneratorMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.jobs = Counter(
-            "imprint_generation_jobs_total", "Generation jobs ended, by outcome.", ("outcome",), registry=self.registry
+            "imprint_generation_jobs_ended_total",
+            "Ends of generation jobs, by outcome.",
+            ("outcome",),
+            registry=self.registry,
         )
         self.stage_seconds = Histogram(
             "imprint_generation_stage_duration_seconds",

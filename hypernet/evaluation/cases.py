@@ -40,7 +40,7 @@ class Case:
 def held_out_cases(count: int, facts: int, split: Split, seed: int = 90_001) -> list[Case]:
     """`count` documents of exactly `facts` facts, with names and values never trained on."""
     rng = Random(f"{seed}-{facts}-{split}")
-    cases = []
+    cases: list[Case] = []
     while len(cases) < count:
         document = sample_document(rng, facts, split)
         if len(document.facts) != facts:

@@ -53,7 +53,7 @@ class Encoding:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
-        self._system, self._user, self._assistant, self._end = (
+        self._system, self.user, self.assistant, self.end = (
             int(tokenizer.convert_tokens_to_ids(token)) for token in (SYSTEM, USER, ASSISTANT, END))
 
     def text(self, text: str) -> list[int]:
@@ -62,25 +62,25 @@ class Encoding:
 
     def document(self, text: str) -> list[int]:
         """The document at the start of a user turn; the question follows in the same turn."""
-        return [self._user, *self.text(text.strip() + "\n\n")]
+        return [self.user, *self.text(text.strip() + "\n\n")]
 
     def system(self, text: str) -> list[int]:
         """The document as the system message."""
-        return [self._system, *self.text(text.strip()), self._end]
+        return [self._system, *self.text(text.strip()), self.end]
 
     def question(self, text: str, open_turn: bool) -> list[int]:
         """A question up to where the answer begins; `open_turn`: the user turn began before it."""
-        start = [] if open_turn else [self._user]
-        return [*start, *self.text(text), self._end, self._assistant]
+        start = [] if open_turn else [self.user]
+        return [*start, *self.text(text), self.end, self.assistant]
 
     def answer(self, text: str) -> list[int]:
         """The answer and the end of the turn."""
-        return [*self.text(text), self._end]
+        return [*self.text(text), self.end]
 
     def row(self, prefix: list[int], questions: Sequence[Question], open_turn: bool | None = None) -> Row:
         """A row of the questions after `prefix`; by default the turn is open where the prefix begins a user turn."""
         if open_turn is None:
-            open_turn = bool(prefix) and prefix[0] == self._user
+            open_turn = bool(prefix) and prefix[0] == self.user
         answers = [self.answer(question.answer) for question in questions]
         segments = [self.question(question.text, open_turn) + answer
                     for question, answer in zip(questions, answers, strict=True)]

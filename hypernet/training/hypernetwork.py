@@ -26,6 +26,7 @@ from random import Random
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -53,7 +54,7 @@ from hypernet.training.optimizer import Optimiser
 RANK = 16
 TARGETS = ("down_proj",)
 DISTILL, KEEP, MIX = 0.5, 0.5, 1.0
-NEGATIVES_FROM, INTERFERENCE_FROM, INTERFERENCE_SHARE = 0.15, 0.6, 0.5
+NEGATIVES_FROM, INTERFERENCE_FROM, INTERFERENCE_SHARE = 0.15, 0.6, 0.3
 DOCUMENTS_A_BATCH, BATCHES_A_STEP = 12, 3
 
 
@@ -68,12 +69,10 @@ class Group:
 def fact_count(rng: Random, progress: float, chunks: int) -> int:
     """Facts of each chunk at this point of the curriculum."""
     if chunks > 1:
-        return rng.choice((1, 1, 2, 3) if progress < 0.3 else (1, 2, 3, 4))
-    if progress < 0.06:
-        return rng.choice((1, 2))
+        return rng.choice((1, 1, 2) if progress < 0.4 else (1, 2, 3))
     if progress < 0.15:
-        return rng.choice((1, 2, 4))
-    return rng.choice((1, 2, 3, 4, 4, 6, 8))
+        return rng.choice((1, 1, 2))
+    return rng.choice((1, 1, 2, 3) if progress < 0.4 else (1, 2, 3, 4, 4, 6))
 
 
 def _questions(document: SampledDocument, rng: Random, limit: int) -> list[Question]:
@@ -110,8 +109,10 @@ def _negatives(rng: Random) -> list[Question]:
 class Trainer:
     """Holds what every micro-batch needs; `micro_batch` gives its losses."""
 
-    def __init__(self, base: PreTrainedModel, encoding: Encoding, network: Hypernetwork, rng: Random) -> None:
-        self.base, self.encoding, self.network, self.rng = base, encoding, network, rng
+    def __init__(self, base: PreTrainedModel, encoding: Encoding, network: Hypernetwork, rng: Random,
+                 joint: bool = False) -> None:
+        """`joint`: the base learns too, its reading being one more loss, and gold answers take the teacher's place."""
+        self.base, self.encoding, self.network, self.rng, self.joint = base, encoding, network, rng, joint
 
     def _answers(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Logits `[N, V]` at the answers' places, and all hidden states."""
@@ -133,7 +134,7 @@ class Trainer:
         rows = [self.encoding.row(self.encoding.document(document.text), asked)
                 for group in groups for document, asked in zip(group.documents, group.questions, strict=True)]
         reading = collate(rows)
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.joint):
             teacher, hidden = self._answers(reading)
         factors = self._adapters(reading, hidden, chunks)
 
@@ -146,13 +147,21 @@ class Trainer:
         negative = self._negative_places(closed, groups)
         losses = F.cross_entropy(logits, labels, reduction="none")
         answerable = ~self._unanswerable_places(closed, groups, negative)
-        kl = F.kl_div(logits[~negative].log_softmax(-1), teacher.log_softmax(-1), log_target=True,
-                      reduction="none").sum(-1) * answerable[~negative]
-        loss = losses.sum() + DISTILL * kl.sum()
+        loss = losses.sum()
         right = (logits.argmax(-1) == labels)[~negative].float()
         sums = {f"loss_{chunks}x{facts}": (float(losses[~negative].sum().detach()), int((~negative).sum())),
                 f"right_{chunks}x{facts}": (float(right.sum()), right.numel()),
-                "kl": (float(kl.sum().detach()), kl.numel())}
+                "right": (float(right.sum()), right.numel())}
+        if self.joint:
+            read = F.cross_entropy(teacher, labels[~negative], reduction="sum")
+            loss = loss + read
+            sums["reading"] = (float(read.detach()), right.numel())
+            sums["reading_right"] = (int((teacher.argmax(-1) == labels[~negative]).sum()), right.numel())
+        else:
+            kl = F.kl_div(logits[~negative].log_softmax(-1), teacher.log_softmax(-1), log_target=True,
+                          reduction="none").sum(-1) * answerable[~negative]
+            loss = loss + DISTILL * kl.sum()
+            sums["kl"] = (float(kl.sum().detach()), kl.numel())
         if negative.any():
             sums["negative"] = (float(losses[negative].sum().detach()), int(negative.sum()))
         if progress > INTERFERENCE_FROM and rng.random() < INTERFERENCE_SHARE:
@@ -186,14 +195,11 @@ class Trainer:
             rows.append(self.encoding.row(self.encoding.document(other.documents[0].text), theirs + mine))
             own.append(len(theirs))
         batch = collate(rows)
-        with torch.no_grad():
-            kept, _ = self._answers(batch)
         with adapted(self.base, factors):
             logits, _ = self._answers(batch)
         labels = batch.labels[batch.labels != IGNORED]
         mine_places = (batch.segment > torch.tensor(own)[:, None])[batch.labels != IGNORED]
-        keep = F.kl_div(logits[~mine_places].log_softmax(-1), kept[~mine_places].log_softmax(-1), log_target=True,
-                        reduction="sum")
+        keep = self._keep(batch, logits, labels, ~mine_places)
         mix = F.cross_entropy(logits[mine_places], labels[mine_places], reduction="sum")
         count = int(mine_places.sum())
         right = int((logits.argmax(-1) == labels)[mine_places].sum())
@@ -201,25 +207,49 @@ class Trainer:
             "keep": (float(keep.detach()), labels.numel() - count), "mix": (float(mix.detach()), count),
             "mix_right": (right, count)}
 
+    def _keep(self, batch: Batch, logits: Tensor, labels: Tensor, places: Tensor) -> Tensor:
+        """How far the adapter moves the base's reading of another document; while the base learns, from gold."""
+        if self.joint:
+            return F.cross_entropy(logits[places], labels[places], reduction="sum")
+        with torch.no_grad():
+            kept, _ = self._answers(batch)
+        return F.kl_div(logits[places].log_softmax(-1), kept[places].log_softmax(-1), log_target=True, reduction="sum")
 
-def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: int = 1001) -> Hypernetwork:
+
+def hypernetwork_for(base: PreTrainedModel, base_fingerprint: str = "") -> Hypernetwork:
+    """A fresh hypernetwork of the shipped shape for `base`."""
+    return Hypernetwork(HypernetConfig(
+        features=(base.config.num_hidden_layers + 1) * base.config.hidden_size, layers=base.config.num_hidden_layers,
+        targets=targets_of(base, TARGETS), rank=RANK, base_fingerprint=base_fingerprint))
+
+
+def split_parameters(network: Hypernetwork) -> tuple[list[Tensor], list[Tensor]]:
+    """Matrices for Muon; positions, latents, scales, biases and norms for AdamW."""
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, p in network.named_parameters():
+        plain = p.ndim < 2 or name in ("positions", "latents") or "scale" in name
+        (others if plain else matrices).append(p)
+    return matrices, others
+
+
+def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: int = 1001,
+                       start: Path | None = None) -> Hypernetwork:
     """Train from scratch, or go on from the checkpoint in `folder`; the result is saved in `folder/hypernetwork`."""
     base, tokenizer = load_base(base_folder)
     torch.manual_seed(0)
-    config = HypernetConfig(
-        features=(base.config.num_hidden_layers + 1) * base.config.hidden_size, layers=base.config.num_hidden_layers,
-        targets=targets_of(base, TARGETS), rank=RANK, base_fingerprint=fingerprint_folder(base_folder))
-    network = Hypernetwork(config)
-    adam = {"positions", "latents"}
-    matrices = [p for name, p in network.named_parameters() if p.ndim >= 2 and name not in adam and "scale" not in name]
-    others = [p for name, p in network.named_parameters() if p.ndim < 2 or name in adam or "scale" in name]
-    optimiser = Optimiser(matrices, others, muon_lr=0.02, adam_lr=1e-3)
+    network = hypernetwork_for(base, fingerprint_folder(base_folder))
+    if start is not None:
+        network.load_state_dict(load_file(start))
+    matrices, others = split_parameters(network)
+    optimiser = Optimiser(matrices, others, muon_lr=0.01, adam_lr=5e-4, decay=0.8)
     trainer = Trainer(base, Encoding(tokenizer), network, Random(seed))
 
     def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
         for _ in range(BATCHES_A_STEP):
-            yield trainer.micro_batch(progress)
+            yield trainer.micro_batch(start_progress + (1 - start_progress) * progress)
 
+    start_progress = 0.0 if start is None else INTERFERENCE_FROM
     loop.run(network, optimiser, steps, minutes, folder, "hypernetwork")
     network.save(folder / "hypernetwork")
     return network

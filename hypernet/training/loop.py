@@ -91,10 +91,10 @@ def run(module: torch.nn.Module, optimiser: Optimiser, micro_batches: Callable[[
                 report.loss.backward()
                 loss += float(report.loss.detach())
                 total += report.count
-                for key, (value, count) in report.sums.items():
+                for key, (value, items) in report.sums.items():
                     entry = logged.setdefault(key, [0.0, 0.0])
                     entry[0] += value
-                    entry[1] += count
+                    entry[1] += items
             here = (time.monotonic() - begun) / (minutes * 60)
             count, progress = _sum_gradients(optimiser.parameters, float(total), here)
             for p in optimiser.parameters:

@@ -1,8 +1,10 @@
-"""`imprint train nano`: tokenizer, base, hypernetwork, export, in one resumable run.
+"""`imprint train nano`: tokenizer, base, base and hypernetwork together, hypernetwork, in one resumable run.
 
-Stages write to a work folder: `base_model/` (tokenizer and, at the end, the base in the Hugging Face layout),
-`hypernetwork/`, `*.pt` checkpoints and `*.jsonl` curves. A stage whose result is there is not run again. On a CPU each
-process is pinned to a core of its own, with one thread: two OpenMP threads stall whenever another job takes a core.
+Stages write to a work folder: `start/` (tokenizer, and the base that learned to read), `base/` and
+`joint_hypernetwork/` (both after the joint stage), `hypernetwork/` (finished on the frozen base), `*.pt` checkpoints
+and `*.jsonl` curves.
+`base/` and `hypernetwork/` are what ships. A stage whose result is there is not run again. On a CPU each process is
+pinned to a core of its own, with one thread: two OpenMP threads stall whenever another job takes a core.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from hypernet.training.base import train_base
+from hypernet.training.hypernetwork import train_hypernetwork
+from hypernet.training.joint import train_joint
 from hypernet.training.tokenizer import END, PAD, train_tokenizer
 
 
@@ -46,23 +50,28 @@ def _run_ranks(stage: str, work: Path, minutes: float, processes: int) -> None:
         raise RuntimeError(f"{stage}: {len(failed)} of {processes} training processes failed")
 
 
-def train_nano(work: Path, base_minutes: float, hypernet_minutes: float, processes: int = 1) -> None:
+def train_nano(work: Path, base_minutes: float, joint_minutes: float, hypernet_minutes: float,
+               processes: int = 1) -> None:
     """Train whatever is not there yet in `work`.
 
     Raises RuntimeError where a training process fails; call again to go on from the last checkpoint.
     """
-    base = work / "base_model"
-    if not (base / "tokenizer.json").exists():
-        work.mkdir(parents=True, exist_ok=True)
-        train_tokenizer(base)
-    if not (base / "model.safetensors").exists():
-        _run_ranks("base", work, base_minutes, processes)
-    if not (work / "hypernetwork" / "model.safetensors").exists():
-        _run_ranks("hypernetwork", work, hypernet_minutes, processes)
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "start" / "tokenizer.json").exists():
+        train_tokenizer(work / "start")
+    stages = (("base", "start", base_minutes), ("joint", "base", joint_minutes),
+              ("hypernetwork", "hypernetwork", hypernet_minutes))
+    for stage, result, minutes in stages:
+        if not (work / result / "model.safetensors").exists():
+            _run_ranks(stage, work, minutes, processes)
 
 
-def _tokenizer(work: Path) -> PreTrainedTokenizerFast:
-    return AutoTokenizer.from_pretrained(work / "base_model")
+def _save_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.convert_tokens_to_ids(END), pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+        do_sample=False)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def _rank_main(stage: str, work: Path, minutes: float) -> None:
@@ -72,18 +81,19 @@ def _rank_main(stage: str, work: Path, minutes: float) -> None:
     os.sched_setaffinity(0, {cores[-1 - rank % len(cores)]})
     if world > 1:
         dist.init_process_group("gloo", rank=rank, world_size=world)
-    tokenizer = _tokenizer(work)
+    tokenizer = AutoTokenizer.from_pretrained(work / "start")
     if stage == "base":
         model = train_base(tokenizer, work, minutes, seed=1 + rank)
         if rank == 0:
-            model.generation_config = GenerationConfig(
-                eos_token_id=tokenizer.convert_tokens_to_ids(END), pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-                do_sample=False)
-            model.save_pretrained(work / "base_model")
+            _save_base(model, tokenizer, work / "start")
+    elif stage == "joint":
+        model, network = train_joint(work / "start", work, minutes, seed=501 + rank)
+        if rank == 0:
+            network.save(work / "joint_hypernetwork")
+            _save_base(model, tokenizer, work / "base")
     else:
-        from hypernet.training.hypernetwork import train_hypernetwork
-
-        train_hypernetwork(work / "base_model", work, minutes, seed=1001 + rank)
+        train_hypernetwork(work / "base", work, minutes, seed=1001 + rank,
+                           start=work / "joint_hypernetwork" / "model.safetensors")
     if world > 1:
         dist.destroy_process_group()
 

@@ -17,6 +17,8 @@ from hypernet.training.corpus.documents import NOT_IN_DOCUMENT, NOT_KNOWN, ask, 
 from hypernet.training.corpus.small_talk import GENERAL_QUESTIONS, SMALL_TALK
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+CONTROL = (PAD, SYSTEM, USER, END)
+"""The special tokens, which have the first IDs; the assistant's marker has the last ID."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -62,7 +64,7 @@ def train_tokenizer(folder: Path, vocabulary: int = 4096, documents: int = 30_00
     ])
     from tokenizers import AddedToken
 
-    special = [AddedToken(t, special=True, normalized=False) for t in (PAD, SYSTEM, USER, END)]
+    special = [AddedToken(t, special=True, normalized=False) for t in CONTROL]
     marker = AddedToken(ASSISTANT, special=False, normalized=False)
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - 1, special_tokens=special, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())

@@ -72,7 +72,7 @@ def validate(model: type[Model], body: dict[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        raise invalid_fields(error) from error
+        raise invalid_fields(error, body) from error
 
 
 def media_type(request: Request) -> str:

@@ -91,9 +91,10 @@ def error_response(
     return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
 
 
-def invalid_fields(error: ValidationError, where: str = "request") -> ApiError:
-    """Turn pydantic's complaint about a request body into a 400 that names the first field at fault."""
-    return _from_items(error.errors(include_url=False), where)
+def invalid_fields(error: ValidationError, body: Any) -> ApiError:
+    """Turn pydantic's complaint about a decoded request body into a 400 that names the first field at fault."""
+    item = error.errors(include_url=False)[0]
+    return _from_item(item["type"], item["msg"], _real_path(item["loc"], body, item["type"]), "request")
 
 
 def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -130,7 +131,9 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _from_items(error.errors(), "request").response()
+        item = error.errors()[0]
+        where, *path = (str(part) for part in item["loc"])
+        return _from_item(item["type"], item["msg"], path, where).response()
 
     @app.exception_handler(HTTPException)
     async def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
@@ -145,15 +148,24 @@ def install(app: FastAPI) -> None:
         return error_response(500, f"Internal error; the server's log has it under request {request_id}.")
 
 
-def _from_items(items: Sequence[Any], where: str) -> ApiError:
-    item = items[0]
-    location = [str(part) for part in item["loc"]]
-    if location and location[0] in ("body", "query", "path", "header"):
-        where, location = location[0], location[1:]
-    param = ".".join(location) or None
-    if item["type"] == "extra_forbidden":
+def _real_path(location: Sequence[int | str], body: Any, kind: str) -> list[str]:
+    """The part of pydantic's location that is in the body; the rest names branches of a union."""
+    path: list[str] = []
+    for part in location:
+        if isinstance(body, dict) and part in body or isinstance(body, list) and isinstance(part, int):
+            body = body[part]  # type: ignore[index]
+        elif kind != "missing":
+            break
+        path.append(str(part))
+    return path
+
+
+def _from_item(kind: str, message: str, path: list[str], where: str) -> ApiError:
+    param = ".".join(path) or None
+    if kind == "extra_forbidden":
         return ApiError(400, f"Unknown {where} field: '{param}'.", param=param, code="unknown_field")
-    if item["type"] == "missing":
+    if kind == "missing":
         return ApiError(400, f"Missing {where} field: '{param}'.", param=param, code="missing_field")
     name = f"'{param}'" if param else where
-    return ApiError(400, f"Invalid {name}: {item['msg']}.", param=param, code="invalid_value")
+    message = message.removeprefix("Value error, ")
+    return ApiError(400, f"Invalid {name}: {message}.", param=param, code="invalid_value")

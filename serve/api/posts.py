@@ -72,7 +72,7 @@ def _checked(post: DocumentPost, limits: LimitsConfig) -> DocumentPost:
     if "\x00" in json.dumps(post.metadata, ensure_ascii=False).replace("\\u0000", "\x00"):
         raise ApiError(400, "'metadata' holds a NUL character.", param="metadata", code="invalid_value")
     text = post.text.removeprefix("\ufeff")
-    if not text.strip():
+    if not text.replace("\ufeff", "").strip():
         raise ApiError(400, "'text' is empty.", param="text", code="empty_text")
     size = len(text.encode())
     if size > limits.max_document_bytes:

@@ -17,7 +17,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
-    field_validator,
+    model_validator,
 )
 from pydantic.json_schema import models_json_schema
 
@@ -73,12 +73,28 @@ class Sampling(BaseModel):
 
 
 class Message(BaseModel):
-    """One chat message; fields beyond role and content (name, tool_calls, …) go to vLLM as they are."""
+    """One chat message. Only an assistant's may lack content, when it calls tools or refuses."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="forbid")
 
-    role: StrictStr = Field(min_length=1, max_length=64)
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: StrictStr | list[dict[str, Any]] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: StrictStr | None = None
+    function_call: dict[str, Any] | None = None
+    refusal: StrictStr | None = None
+    # Clients send answers back as they got them, with these set to null.
+    reasoning: StrictStr | None = None
+    annotations: list[dict[str, Any]] | None = None
+    audio: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        silent = self.role == "assistant" and (self.tool_calls or self.function_call or self.refusal)
+        if self.content is None and not silent:
+            raise ValueError(f"a message of role '{self.role}' needs 'content'")
+        return self
 
 
 class ChatRequest(Sampling):
@@ -92,15 +108,6 @@ class ChatRequest(Sampling):
     tools: list[dict[str, Any]] | None = None
     tool_choice: StrictStr | dict[str, Any] | None = None
     parallel_tool_calls: StrictBool | None = None
-
-    @field_validator("messages")
-    @classmethod
-    def _known_message_fields(cls, messages: list[Message]) -> list[Message]:
-        for message in messages:
-            for name in message.model_extra or {}:
-                if name not in _MESSAGE_FIELDS:
-                    raise ValueError(f"unknown message field '{name}'")
-        return messages
 
 
 class CompletionRequest(Sampling):
@@ -135,7 +142,6 @@ class KeyPost(BaseModel):
     label: StrictStr = Field("", max_length=200)
 
 
-_MESSAGE_FIELDS = frozenset({"name", "tool_calls", "tool_call_id", "refusal", "reasoning", "function_call", "audio"})
 SERVER_FIELDS = frozenset({"collection"})  # ours; never passed to vLLM
 
 

@@ -47,7 +47,7 @@ class LocalKeys:
             registry.close()
 
     def create(self, scope: Scope, tenants: Sequence[str], label: str) -> tuple[dict[str, Any], str]:
-        ids = [self._registry.create_tenant(name).id for name in tenants]
+        ids = [(self._registry.get_tenant(name) or self._registry.create_tenant(name)).id for name in tenants]
         if scope == "tenant":
             if len(ids) != 1:
                 raise InvalidInput("A tenant key takes one tenant.")
@@ -87,7 +87,7 @@ class RemoteKeys:
             if len(tenants) != 1:
                 raise InvalidInput("A tenant key takes one tenant.")
             body["tenant"] = tenants[0]
-        elif tenants:
+        elif scope == "service":
             body["tenants"] = list(tenants)
         answer = self._client.call("POST", "/v1/keys", json=body)
         return _remote_row(answer), str(answer["secret"])

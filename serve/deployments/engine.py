@@ -7,9 +7,9 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypernet.fingerprint import fingerprint_folder
 from serve.blobs import BlobStore
@@ -17,9 +17,11 @@ from serve.config import ImprintConfig
 from serve.deployments.engine_adapters import AdapterCache, LocalAdapter
 from serve.deployments.engine_context import EngineContext, EngineRefusal
 from serve.deployments.engine_stream import coalesce
-from serve.deployments.engine_vllm import Kind, LoRARequest, VllmRuntime
 from serve.registry import Registry
 from serve.residency import ResidencyTable, SlotsBusy
+
+if TYPE_CHECKING:
+    from serve.deployments.engine_vllm import Kind, LoRARequest, VllmRuntime
 
 __all__ = ["EngineContext", "EngineDeployment", "EngineRefusal"]
 
@@ -33,6 +35,9 @@ class EngineDeployment:
 
     def __init__(self, config: ImprintConfig | dict[str, Any]) -> None:
         self._runtime: VllmRuntime | None = None
+        # Loaded here, not on import: the process that only describes the deployment does not need vLLM.
+        from serve.deployments.engine_vllm import VllmRuntime
+
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         model = config.base_path()
         self.base_fingerprint = fingerprint_folder(_model_folder(model))
@@ -52,18 +57,22 @@ class EngineDeployment:
         self._verifying = asyncio.Lock()
         self._runtime = VllmRuntime(model, config.engine)
 
-    def chat(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[dict[str, Any] | str, None]:
+    async def chat(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
         """Runs an OpenAI chat completion.
 
         The first item is {"status", "stream", "headers"}. Then follows one OpenAI object (an answer or an error), or
         for a stream server-sent events as text, several joined where they come fast. Closing the generator aborts the
         request and gives its slot back.
         """
-        return self._respond("chat", body, context)
+        async with aclosing(self._respond("chat", body, context)) as items:
+            async for item in items:
+                yield item
 
-    def completion(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[dict[str, Any] | str, None]:
+    async def completion(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
         """Runs an OpenAI text completion; items as for `chat`."""
-        return self._respond("completion", body, context)
+        async with aclosing(self._respond("completion", body, context)) as items:
+            async for item in items:
+                yield item
 
     async def slots(self) -> dict[str, Any]:
         """Who uses which adapter: {"slots", "waiting", "adapters": [{adapter_id, users, uses, last_used_s, cached}]}.
@@ -132,9 +141,7 @@ class EngineDeployment:
             self._runtime.shutdown()
             self._runtime = None
 
-    async def _respond(
-        self, kind: Kind, body: dict[str, Any], context: EngineContext
-    ) -> AsyncGenerator[dict[str, Any] | str, None]:
+    async def _respond(self, kind: Kind, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
         headers = {"x-request-id": context.request_id}
         try:
             async with AsyncExitStack() as stack:
@@ -163,6 +170,8 @@ class EngineDeployment:
 
     async def _load(self, runtime: VllmRuntime, local: LocalAdapter) -> LoRARequest:
         """Makes vLLM hold the adapter. Before every use: generating with one that fails to load ends the engine."""
+        from vllm.lora.request import LoRARequest
+
         adapter_id = local.adapter.id
         lora = self._loras.get(adapter_id)
         if lora is None:

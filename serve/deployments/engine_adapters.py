@@ -71,7 +71,7 @@ class AdapterCache:
         await to_thread.run_sync(lambda: shutil.rmtree(self._folder / adapter_id, ignore_errors=True))
 
     async def _fetch(self, adapter: Adapter, folder: Path) -> None:
-        await to_thread.run_sync(self._blobs.fetch_folder, adapter.blob_path, folder)
+        await to_thread.run_sync(self._blobs.fetch_folder, adapter.blob_path, folder, adapter.checksum)
 
     def _check(self, adapter: Adapter) -> None:
         if adapter.kind != "lora":

@@ -61,6 +61,10 @@ class VllmRuntime:
         if config.threads != "auto":
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.threads
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if current_platform.is_cpu():
+            # vLLM compiles parts of its sampler at the first sampled or logprobs request: seconds of silence for
+            # everybody, and a C++ compiler needed. Its model code runs eagerly on CPU with LoRA anyway.
+            os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         extra = dict(config.extra)
         serving = {name: extra.pop(name, None) for name in SERVING_OPTIONS}
         args = {

@@ -8,7 +8,6 @@ from typing import Any
 
 from serve.blobs import BlobStore
 from serve.config import ImprintConfig
-from serve.deployments.generator_worker import GeneratorWorker
 from serve.metrics import GeneratorMetrics
 from serve.registry import Registry
 
@@ -18,10 +17,12 @@ class GeneratorDeployment:
 
     def __init__(self, config: ImprintConfig | dict[str, Any]) -> None:
         """Load the base and the hypernetwork (seconds), then begin to work. Raises CheckpointMismatch."""
+        # Imported here, so that whoever only deploys this class does not load torch.
         from transformers import AutoConfig
 
         from hypernet.generate import HypernetGenerator
         from router.embed import MiniLmEncoder
+        from serve.deployments.generator_worker import GeneratorWorker
 
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         self._metrics = GeneratorMetrics()
@@ -38,7 +39,7 @@ class GeneratorDeployment:
                 batch_chunks=config.generator.batch_chunks,
                 threads=config.generator.threads,
             ),
-            MiniLmEncoder.load(),
+            MiniLmEncoder.load(config.router.encoder),
             AutoConfig.from_pretrained(base),
             self._metrics,
         )

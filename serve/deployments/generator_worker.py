@@ -21,7 +21,7 @@ from hypernet.documents import Chunk, DocumentError, DocumentText
 from hypernet.generate import GeneratedAdapter
 from hypernet.lora import AdapterInvalid, validate_folder
 from router.centroids import document_centroids
-from router.embed import MiniLmEncoder
+from router.embed import Encoder
 from serve.blobs import BlobStore, StoredFolder
 from serve.config import ImprintConfig
 from serve.ids import new_id
@@ -51,6 +51,10 @@ class AdapterGenerator(Protocol):
         ...
 
 
+class _Stopping(Exception):
+    """The worker was told to stop; what it holds goes back to the queue."""
+
+
 class GeneratorWorker:
     """Runs jobs on a thread of its own from `start` until `stop`; a second thread keeps their leases."""
 
@@ -60,7 +64,7 @@ class GeneratorWorker:
         registry: Registry,
         blobs: BlobStore,
         generator: AdapterGenerator,
-        encoder: MiniLmEncoder,
+        encoder: Encoder,
         base_config: Any,
         metrics: GeneratorMetrics,
     ) -> None:
@@ -123,6 +127,8 @@ class GeneratorWorker:
                 if not self.run_once():
                     self._purge()
                     self._stop.wait(self._config.generator.poll_s)
+            except _Stopping:
+                return
             except Exception:
                 # A registry or disk that fails now may work again; jobs stay leased or queued meanwhile.
                 logger.exception("generator step failed")
@@ -148,6 +154,8 @@ class GeneratorWorker:
         for item, generated in self._generate(good):
             try:
                 self._deliver(item, generated)
+            except _Stopping:
+                raise
             except LeaseLost as error:
                 logger.warning("%s", error)
                 self._metrics.jobs.labels("lost").inc()
@@ -255,11 +263,15 @@ class GeneratorWorker:
         self._registry.set_job_progress(item.job.id, self.name, stage, fraction)
 
     def _reached(self, point: str, items: list[LeasedJob]) -> None:
-        """Stop here for good if the configuration says so: fault tests kill the process at a known point."""
-        if self._config.generator.hold_at != point:
-            return
-        logger.warning("held at '%s' with %s", point, [item.job.id for item in items])
-        self._stop.wait()
+        """Stay here until the end if the configuration says so: fault tests kill the process at a known point.
+
+        Raises _Stopping when the worker is to stop.
+        """
+        if self._config.generator.hold_at == point:
+            logger.warning("held at '%s' with %s", point, [item.job.id for item in items])
+            self._stop.wait()
+        if self._stop.is_set():
+            raise _Stopping
 
     def _let_go(self, job_id: str) -> None:
         with self._held_lock:

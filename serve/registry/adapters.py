@@ -79,7 +79,11 @@ def routable(
             centroids.c.dimension,
             centroids.c.vectors,
         )
-        .join(documents, documents.c.current_adapter_id == adapters.c.id)
+        .join(
+            documents,
+            # The first condition says nothing new; it gives the planner the primary key instead of a scan per row.
+            sa.and_(documents.c.id == adapters.c.document_id, documents.c.current_adapter_id == adapters.c.id),
+        )
         .join(
             document_versions,
             sa.and_(

@@ -10,6 +10,9 @@ from serve.registry.documents import lock_document
 from serve.registry.tables import adapters, documents
 from serve.registry.tables import jobs as jobs_table
 
+# The second condition says nothing new; it lets the planner go through primary keys from either side.
+_CURRENT = sa.and_(adapters.c.id == documents.c.current_adapter_id, adapters.c.document_id == documents.c.id)
+
 
 def tenants_to_mark(connection: sa.Connection, base_fingerprint: str, generator_fingerprint: str) -> list[str]:
     """Tenants with adapters in use that were made for another base or generator."""
@@ -23,7 +26,7 @@ def mark_stale(
     """Mark one tenant's adapters and queue those documents again that have no job under way; returns how many."""
     foreign = sa.and_(adapters.c.tenant_id == tenant_id, _foreign(base_fingerprint, generator_fingerprint))
     # Documents before adapters and in order of ID, as all writers lock them: no deadlock on PostgreSQL.
-    serving = sa.select(documents.c.id).join(adapters, adapters.c.id == documents.c.current_adapter_id).where(foreign)
+    serving = sa.select(documents.c.id).join(adapters, _CURRENT).where(foreign)
     queued = 0
     for document_id in connection.execute(serving.order_by(documents.c.id)).scalars().all():
         document = lock_document(connection, tenant_id, document_id)
@@ -49,7 +52,7 @@ def count_pending(connection: sa.Connection) -> int:
     query = (
         sa.select(sa.func.count())
         .select_from(documents)
-        .join(adapters, adapters.c.id == documents.c.current_adapter_id)
+        .join(adapters, _CURRENT)
         .join(jobs_table, jobs_table.c.id == documents.c.latest_job_id)
         .where(adapters.c.state == "stale", jobs_table.c.state.in_(("queued", "running")))
     )

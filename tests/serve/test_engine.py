@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import shutil
 import time
@@ -48,7 +47,7 @@ class World:
         """Publishes a PEFT folder the way the generator does; gives the adapter's ID."""
         adapter_id = new_id("adp")
         prefix = f"adapters/{self.tenant_id}/{adapter_id}"
-        self.blobs.put_folder(prefix, folder)
+        stored = self.blobs.put_folder(prefix, folder)
         posted = self.registry.post_document(self.tenant_id, f"Notice {adapter_id}", f"Text of {adapter_id}.")
         (leased,) = self.registry.lease_jobs("worker", 1, 60)
         assert leased.job.id == posted.job.id
@@ -59,8 +58,8 @@ class World:
             alpha=float(rank),
             target_modules=("down_proj",),
             blob_path=prefix,
-            checksum=hashlib.sha256(adapter_id.encode()).hexdigest(),
-            size_bytes=1,
+            checksum=stored.checksum,
+            size_bytes=stored.size_bytes,
             base_fingerprint=base_fingerprint or fingerprint_folder(self.base),
             generator_fingerprint="test",
         )
@@ -159,7 +158,7 @@ async def test_more_adapters_than_slots_at_once(world: World) -> None:
 
 
 async def test_completion_with_logprobs_and_several_choices(world: World) -> None:
-    body = {"model": "mine", "prompt": "The price is", "max_tokens": 4, "logprobs": 2, "n": 2, "temperature": 1.0}
+    body = {"model": "mine", "prompt": "The price is", "max_tokens": 4, "logprobs": 2, "n": 2, "ignore_eos": True}
     items = [item async for item in world.engine.completion(body, world.context(world.adapters[1]))]
     assert items[0]["status"] == 200
     assert items[1]["model"] == "mine" and len(items[1]["choices"]) == 2
@@ -274,6 +273,13 @@ async def test_metrics_are_vllms_without_adapter_names(world: World) -> None:
     text = await world.engine.metrics()
     assert "vllm:generation_tokens_total" in text
     assert "adp_" not in text
+
+
+async def test_an_engine_without_the_plugin_does_not_serve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.engine._runtime is not None
+    monkeypatch.setattr("serve.lora_cpu.WRAPPER_PATH", "another.Wrapper")
+    with pytest.raises(RuntimeError, match="imprint_lora_cpu was not loaded"):
+        await world.engine._runtime.verify()
 
 
 async def test_coalesce_joins_and_passes_errors_on() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import stat
 import subprocess
@@ -18,7 +17,7 @@ from alembic.migration import MigrationContext
 from serve.registry import InvalidInput, Registry, RegistryNotMigrated, migrate
 from serve.registry.database import Database
 from serve.registry.tables import metadata
-from tests.serve.registry_helpers import clock, registry, url  # noqa: F401
+from tests.serve.registry_helpers import url  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +95,7 @@ def test_other_urls_are_refused_without_showing_them(bad: str) -> None:
 def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:
     target = f"sqlite:///{tmp_path}/r.db"
     migrate(target)
-    registry = Registry.open(target)  # noqa: F811
+    registry = Registry.open(target)
     registry.create_tenant("before")
 
     def hold(connection: sa.Connection) -> list[str]:
@@ -129,11 +128,10 @@ registry._db.write(die)
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     tenant_id, document_id, job_id = done.stdout.split()
-    registry = Registry.open(url)  # noqa: F811
+    registry = Registry.open(url)
     document = registry.get_document(tenant_id, document_id)
     assert document is not None and document.title == "Kept" and document.state == "processing"
     version = registry.get_version(tenant_id, document_id)
@@ -143,7 +141,9 @@ registry._db.write(die)
     registry.close()
 
 
-def test_errors_of_the_database_do_not_show_documents(registry: Registry) -> None:  # noqa: F811
+def test_errors_of_the_database_do_not_show_documents(tmp_path: Path) -> None:
+    migrate(f"sqlite:///{tmp_path}/r.db")
+    registry = Registry.open(f"sqlite:///{tmp_path}/r.db")
     with pytest.raises(sa.exc.IntegrityError) as caught:
         registry._db.write(
             lambda c: c.execute(sa.text("INSERT INTO tenants VALUES (:t, NULL, 0)"), {"t": "a secret text"})

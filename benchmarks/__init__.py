@@ -1,0 +1,1 @@
+"""Runnable comparisons; each writes its table into `benchmarks/results/`."""

@@ -1,0 +1,52 @@
+"""Trains the nano base and its hypernetwork together, between the base's own stage and the hypernetwork's.
+
+The base learns to read and, in the same steps, to be changed by the adapters that the hypernetwork emits for it; the
+hypernetwork learns from a base that meets it half-way. (A base trained alone gives the LoRA updates no purchase that
+it was ever asked for.) After this stage the base is frozen. One step has `BATCHES_A_STEP` micro-batches; a share of
+`READING_SHARE` are the base's own (`hypernet.training.base.sample_row`), the rest are those of
+`hypernet.training.hypernetwork.Trainer` with the reading rows' answers as one more loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hypernet.encoder import load_base
+from hypernet.perceiver import Hypernetwork
+from hypernet.training import base as reading
+from hypernet.training import loop
+from hypernet.training.batches import Encoding
+from hypernet.training.hypernetwork import Trainer, hypernetwork_for, split_parameters
+
+BATCHES_A_STEP, READING_SHARE = 2, 0.35
+
+
+def train_joint(base_folder: Path, folder: Path, minutes: float,
+                seed: int = 501) -> tuple[PreTrainedModel, Hypernetwork]:
+    """Train from the base in `base_folder`, or go on from the checkpoint in `folder`; base and hypernetwork."""
+    base, tokenizer = load_base(base_folder)
+    base.requires_grad_(True)
+    base.get_input_embeddings().weight.requires_grad_(False)  # see hypernet.training.base
+    torch.manual_seed(0)
+    network = hypernetwork_for(base)
+    both = nn.ModuleDict({"base": base, "network": network})
+    optimiser = reading.optimiser_for(base, split_parameters(network))
+    encoding, rng = Encoding(tokenizer), Random(seed)
+    trainer = Trainer(base, encoding, network, rng, joint=True)
+    source = reading.ReadingBatches(encoding, rng, len(tokenizer))
+
+    def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
+        for _ in range(BATCHES_A_STEP):
+            if rng.random() < READING_SHARE:
+                yield source.next_loss(base, max(0.2, progress))
+            else:
+                yield trainer.micro_batch(progress)
+
+    loop.run(both, optimiser, steps, minutes, folder, "joint")
+    return base, network

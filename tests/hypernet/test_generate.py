@@ -1,0 +1,118 @@
+"""Documents to adapters with a tiny random pair: shapes, chunks, mismatches, independence of the batch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from hypernet.documents import DocumentError, DocumentText
+from hypernet.fingerprint import fingerprint_folder
+from hypernet.generate import CheckpointMismatch, HypernetGenerator
+from hypernet.lora import validate_folder
+from tests.hypernet.helpers import HIDDEN, INNER, LAYERS, deltas
+
+SHORT = DocumentText("Lamp", "The lamp costs $4.20.")
+OTHER = DocumentText("", "Room 214 is closed on Monday.\nAsk Marta Ellison.")
+LONG = DocumentText("Lamps", " ".join(f"Lamp {i} stands in room {i}0 and costs {i} euros." for i in range(1, 9)))
+
+
+@pytest.fixture(scope="module")
+def generator(pair: tuple[Path, Path]) -> HypernetGenerator:
+    return HypernetGenerator.load(pair[1], pair[0], max_rank=16, threads=1)
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for path, update in one.items():
+        assert torch.allclose(update, other[path], atol=1e-5), path
+
+
+def test_one_document(generator: HypernetGenerator, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    made, = generator.generate([SHORT])
+    assert made.lora.rank == made.lora.alpha == 4
+    assert len(made.lora.tensors) == 2 * LAYERS and made.lora.target_modules == ("down_proj", "q_proj")
+    a, b = made.lora.tensors["model.layers.1.mlp.down_proj"]
+    assert a.shape == (4, INNER) and b.shape == (HIDDEN, 4)
+    chunk, = made.chunks
+    assert (chunk.index, chunk.start, chunk.end) == (0, 0, len(SHORT.text)) and 5 < chunk.tokens < 40
+    assert all(seconds >= 0 for seconds in made.seconds.values()) and "hypernetwork" in made.seconds
+    made.lora.save(tmp_path)
+    validate_folder(tmp_path, AutoConfig.from_pretrained(pair[0]), max_rank=4)
+
+
+def test_fingerprints(generator: HypernetGenerator, pair: tuple[Path, Path]) -> None:
+    assert generator.base_fingerprint == fingerprint_folder(pair[0]) == generator.network.config.base_fingerprint
+    assert generator.fingerprint == fingerprint_folder(pair[1]) != generator.base_fingerprint
+
+
+def test_batch_does_not_matter(generator: HypernetGenerator, pair: tuple[Path, Path]) -> None:
+    together = generator.generate([SHORT, LONG, OTHER])
+    assert len({len(made.chunks) for made in together}) > 1
+    single = HypernetGenerator.load(pair[1], pair[0], max_rank=16, batch_chunks=1)
+    for document, made in zip([SHORT, LONG, OTHER], together, strict=True):
+        assert_same(deltas(made.lora), deltas(generator.generate([document])[0].lora))
+        assert_same(deltas(made.lora), deltas(single.generate([document])[0].lora))
+    one, other = deltas(together[0].lora), deltas(together[2].lora)
+    assert max(float((one[path] - other[path]).abs().max()) for path in one) > 1e-3
+
+
+def test_several_chunks_concatenate_ranks(generator: HypernetGenerator) -> None:
+    made, = generator.generate([LONG])
+    assert 1 < len(made.chunks) <= generator.max_chunks == 4
+    assert made.lora.rank == 4 * len(made.chunks)
+    assert [chunk.index for chunk in made.chunks] == list(range(len(made.chunks)))
+    parts = [DocumentText("", chunk.text) for chunk in generator.chunk(LONG)]
+    alone = generator.generate(parts)
+    assert all(len(part.chunks) == 1 for part in alone)
+    updates = [deltas(part.lora) for part in alone]
+    assert_same(deltas(made.lora), {path: sum(update[path] for update in updates) for path in updates[0]})
+
+
+def test_all_chunks_fit_the_hypernetwork(generator: HypernetGenerator) -> None:
+    words = DocumentText("Lamps", "lamp " * 60)
+    for made in generator.generate([LONG, words, DocumentText("x" * 30, "y" * 90)]):
+        assert all(chunk.tokens <= generator.network.config.max_tokens for chunk in made.chunks)
+
+
+def test_generating_twice_gives_the_same(generator: HypernetGenerator) -> None:
+    first, second = generator.generate([LONG])[0], generator.generate([LONG])[0]
+    assert all(torch.equal(update, deltas(second.lora)[path]) for path, update in deltas(first.lora).items())
+
+
+def test_no_documents(generator: HypernetGenerator) -> None:
+    assert generator.generate([]) == []
+
+
+def test_unfit_documents(generator: HypernetGenerator) -> None:
+    for document, message in ((DocumentText("Lamp", " \n "), "is empty"),
+                              (DocumentText("", "The lamp is red. " * 300), "at most")):
+        with pytest.raises(DocumentError, match=message):
+            generator.chunk(document)
+        with pytest.raises(DocumentError, match=message):
+            generator.generate([SHORT, document])
+
+
+def test_another_base_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    changed = tmp_path / "base"
+    shutil.copytree(pair[0], changed)
+    config = json.loads((changed / "config.json").read_text())
+    (changed / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    with pytest.raises(CheckpointMismatch, match="was trained for base"):
+        HypernetGenerator.load(pair[1], changed)
+
+
+def test_too_small_a_rank_is_refused(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(CheckpointMismatch, match="max_lora_rank 2 is below"):
+        HypernetGenerator.load(pair[1], pair[0], max_rank=2)
+
+
+def test_missing_folders(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        HypernetGenerator.load(tmp_path / "none", pair[0])
+    with pytest.raises(FileNotFoundError):
+        HypernetGenerator.load(pair[1], tmp_path)

@@ -1,0 +1,79 @@
+"""Decisions and their reasons."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from router.decide import MAX_LISTED, Reason, RouterSettings, abstain, decide, pin
+from router.index import AdapterEntry, Scored
+
+SETTINGS = RouterSettings(threshold=0.4)
+
+
+def scored(name: str, score: float, available: bool = True, rank: float | None = None) -> Scored:
+    vector = np.ones((1, 2), dtype=np.float32)
+    entry = AdapterEntry.of_document(name, "ten_a", f"doc_{name}", name.title(), "", vector, available=available)
+    return Scored(entry, score, score, 0.5, score if rank is None else rank)
+
+
+def test_the_best_above_the_threshold_is_taken() -> None:
+    decision = decide([scored("a", 0.7), scored("b", 0.6)], SETTINGS)
+    assert (decision.adapter_id, decision.document_id, decision.reason) == ("a", "doc_a", Reason.MATCHED)
+    assert decision.score == 0.7 and decision.margin == pytest.approx(0.1) and decision.threshold == 0.4
+    assert [(c.adapter_id, c.title, c.score) for c in decision.candidates] == [("a", "A", 0.7), ("b", "B", 0.6)]
+
+
+def test_exactly_the_threshold_is_enough() -> None:
+    assert decide([scored("a", 0.4)], SETTINGS).reason is Reason.MATCHED
+
+
+def test_a_single_candidate_has_no_margin() -> None:
+    decision = decide([scored("a", 0.5)], RouterSettings(0.4, min_margin=0.2))
+    assert decision.margin is None and decision.reason is Reason.MATCHED
+
+
+def test_below_the_threshold_the_base_answers_and_the_score_is_told() -> None:
+    decision = decide([scored("a", 0.39), scored("b", 0.1)], SETTINGS)
+    assert (decision.adapter_id, decision.document_id, decision.reason) == (None, None, Reason.BELOW_THRESHOLD)
+    assert decision.score == 0.39 and len(decision.candidates) == 2
+
+
+def test_a_score_that_is_no_number_is_never_good_enough() -> None:
+    assert decide([scored("a", math.nan)], SETTINGS).reason is Reason.BELOW_THRESHOLD
+
+
+def test_the_order_of_candidates_is_by_rank_and_so_is_the_margin() -> None:
+    decision = decide([scored("a", 0.7, rank=0.7), scored("b", 0.75, rank=0.5)], SETTINGS)
+    assert decision.adapter_id == "a" and decision.score == 0.7 and decision.margin == pytest.approx(0.2)
+
+
+def test_near_ties_are_ambiguous_where_a_margin_is_asked_for() -> None:
+    results = [scored("a", 0.70), scored("b", 0.69)]
+    assert decide(results, RouterSettings(0.4, min_margin=0.05)).reason is Reason.AMBIGUOUS
+    assert decide(results, SETTINGS).reason is Reason.MATCHED
+
+
+def test_the_right_but_stale_adapter_is_not_replaced_by_the_next_best() -> None:
+    decision = decide([scored("a", 0.7, available=False), scored("b", 0.6)], SETTINGS)
+    assert decision.adapter_id is None and decision.reason is Reason.STALE
+    assert decide([scored("b", 0.6), scored("a", 0.5, available=False)], SETTINGS).adapter_id == "b"
+
+
+def test_nothing_found() -> None:
+    decision = decide([], SETTINGS)
+    assert decision.reason is Reason.NO_CANDIDATES
+    assert decision.score is decision.margin is decision.adapter_id is None and decision.candidates == ()
+
+
+def test_without_search() -> None:
+    assert abstain(Reason.EMPTY_QUERY, SETTINGS).reason is Reason.EMPTY_QUERY
+    assert abstain(Reason.BASE_REQUESTED, SETTINGS).adapter_id is None
+    pinned = pin("adp_1", "doc_1", SETTINGS)
+    assert (pinned.adapter_id, pinned.document_id, pinned.reason) == ("adp_1", "doc_1", Reason.PINNED)
+
+
+def test_few_candidates_are_listed() -> None:
+    assert len(decide([scored(f"a{i}", 0.5) for i in range(20)], SETTINGS).candidates) == MAX_LISTED

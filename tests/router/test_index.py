@@ -1,0 +1,244 @@
+"""A tenant's adapters, searched."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import router.index
+from router.centroids import document_centroids
+from router.embed import MiniLmEncoder
+from router.index import AdapterEntry, Scope, Scored, TenantIndex
+from router.text import words
+
+DIMENSION = 4
+
+
+def axis(*values: float) -> np.ndarray:
+    """A normalised vector of DIMENSION numbers."""
+    vector = np.array([*values, *[0.0] * (DIMENSION - len(values))], dtype=np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+def entry(name: str, *rows: np.ndarray, text: str = "", title: str = "", **fields: Any) -> AdapterEntry:
+    return AdapterEntry.of_document(
+        name, fields.pop("tenant_id", "ten_a"), f"doc_{name}", title, text, np.stack(rows), **fields
+    )
+
+
+def index_of(*entries: AdapterEntry) -> TenantIndex:
+    index = TenantIndex("ten_a", DIMENSION)
+    index.update(entries)
+    return index
+
+
+def names(results: list[Scored]) -> list[str]:
+    return [result.entry.adapter_id for result in results]
+
+
+X, Y, Z, W = axis(1), axis(0, 1), axis(0, 0, 1), axis(0, 0, 0, 1)
+
+
+def test_an_adapter_counts_once_with_its_best_centroid() -> None:
+    index = index_of(entry("a", X, Y, axis(1, 0.1)), entry("b", axis(1, 1)))
+    results = index.search(X, ())
+    assert names(results) == ["a", "b"]
+    assert results[0].similarity == pytest.approx(1)
+    assert results[1].similarity == pytest.approx(0.5**0.5)
+    assert names(index.search(Y, ())) == ["a", "b"]
+
+
+def test_an_empty_index_gives_nothing() -> None:
+    assert TenantIndex("ten_a", DIMENSION).search(X, {"word"}) == []
+
+
+def test_add_replace_remove() -> None:
+    index = index_of(entry("a", X))
+    index.add(entry("b", Y))
+    assert len(index) == 2 and "b" in index
+    index.add(entry("a", Z, W))
+    assert len(index) == 2
+    assert index.search(X, ())[0].similarity == pytest.approx(0)
+    assert names(index.search(Z, (), limit=1)) == ["a"]
+    index.remove("a")
+    index.remove("never there")
+    assert names(index.search(Z, ())) == ["b"] and "a" not in index
+    index.remove("b")
+    assert index.search(X, ()) == []
+
+
+def test_update_removes_before_it_adds() -> None:
+    index = index_of(entry("a", X), entry("b", Y))
+    index.update([entry("a", Z)], remove=["a", "b"])
+    assert names(index.search(Z, ())) == ["a"]
+
+
+def test_a_changed_index_scores_like_a_fresh_one() -> None:
+    index = index_of(entry("a", X, text="corvo red"), entry("b", Y, text="corvo blue"), entry("c", Z, text="lumen"))
+    index.add(entry("a", W, text="aster red"))
+    index.update([entry("d", X, text="lumen blue"), entry("d", Y, text="heron")], remove=["b"])
+    fresh = index_of(entry("c", Z, text="lumen"), entry("a", W, text="aster red"), entry("d", Y, text="heron"))
+    query = words("red blue corvo lumen heron")
+    assert [(r.entry.adapter_id, r.score) for r in index.search(X, query)] == [
+        (r.entry.adapter_id, r.score) for r in fresh.search(X, query)
+    ]
+
+
+def test_bad_entries_change_nothing() -> None:
+    index = index_of(entry("a", X))
+    nan = X.copy()
+    nan[1] = np.nan
+    bad = [
+        entry("nan", nan),
+        entry("inf", np.full(DIMENSION, np.inf, dtype=np.float32)),
+        entry("wide", np.ones(DIMENSION + 1, dtype=np.float32)),
+        AdapterEntry.of_document("none", "ten_a", "d", "", "", np.empty((0, DIMENSION), dtype=np.float32)),
+        entry("foreign", X, tenant_id="ten_b"),
+    ]
+    for one in bad:
+        with pytest.raises(ValueError, match=one.adapter_id):
+            index.update([entry("good", Y), one], remove=["a"])
+    assert names(index.search(X, ())) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "vector", [np.full(DIMENSION, np.nan), np.full(DIMENSION, np.inf), np.ones(3), np.ones((1, 4))]
+)
+def test_bad_query_vectors(vector: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="finite numbers"):
+        index_of(entry("a", X)).search(vector, ())
+
+
+def test_shared_words_tell_near_misses_apart() -> None:
+    index = index_of(*(entry(name, X, text=f"The {name} weighs 3 kg.") for name in ("aster", "corvo", "lumen")))
+    best, second, _ = index.search(X, words("How heavy is the Corvo?"))
+    assert best.entry.adapter_id == "corvo"
+    assert best.rank > second.rank + 0.1
+    assert best.similarity == second.similarity
+
+
+def test_common_words_hardly_count() -> None:
+    index = index_of(*(entry(name, X, text=f"Norvia {name}") for name in ("aster", "corvo", "lumen")))
+    results = {r.entry.adapter_id: r.word_share for r in index.search(X, words("norvia corvo"))}
+    assert results["corvo"] == pytest.approx(1)
+    assert results["aster"] == results["lumen"] < 0.4
+
+
+def test_a_name_within_a_name_is_told_apart_by_the_heading() -> None:
+    titles = ["Corvo Mini", "Corvo Max", "Corvo", "Corvo Pro", "Lumen", "Lumen Mini", "Lumen Max", "Lumen Pro"]
+    index = index_of(*(entry(title, X, title=title, text="It weighs 3 kg.") for title in titles))
+    for title in titles:
+        assert names(index.search(X, words(f"How heavy is the {title}?")))[0] == title
+
+
+def test_scores_stay_within_bounds() -> None:
+    index = index_of(entry("a", X, text="corvo"), entry("b", -X, text="lumen"))
+    best, worst = index.search(X, {"corvo"})
+    assert best.score == pytest.approx(1)
+    assert worst.score == pytest.approx(-0.6)
+
+
+def test_equal_results_keep_a_fixed_order() -> None:
+    assert names(index_of(entry("c", X), entry("a", X), entry("b", X)).search(X, ())) == ["a", "b", "c"]
+
+
+def test_scope_is_applied_before_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router.index, "MAX_RESCORED", 3)
+    # More better ones outside the scope than the search keeps: filtering afterwards would leave nothing.
+    others = [entry(f"other{i}", X, X, text="corvo", collection_id="col_other") for i in range(50)]
+    mine = [entry(f"mine{i}", Y, Z, text=f"word{i}", collection_id="col_mine") for i in range(2)]
+    index = index_of(*others, *mine, entry("loose", X))
+    assert names(index.search(X, {"corvo"}, Scope(collection_id="col_mine"))) == ["mine0", "mine1"]
+    assert names(index.search(X, (), Scope(adapter_ids={"mine1", "other3"}))) == ["other3", "mine1"]
+    assert names(index.search(X, (), Scope("col_mine", ["mine1", "other3"]))) == ["mine1"]
+    assert index.search(X, (), Scope("col_absent")) == []
+    assert index.search(X, (), Scope(adapter_ids=())) == []
+
+
+def test_what_is_outside_the_scope_does_not_influence_scores() -> None:
+    mine = [entry(f"mine{i}", X, title=f"Sheet {i}", text=f"corvo part{i}", collection_id="col") for i in range(4)]
+    outside = [entry(f"o{i}", X, text="corvo part1 part2", collection_id="else") for i in range(9)]
+    query = words("corvo part1 part7")
+
+    def scores(index: TenantIndex, scope: Scope | None) -> list[tuple[str, float, float]]:
+        return [(r.entry.adapter_id, r.score, r.rank) for r in index.search(X, query, scope, limit=9)]
+
+    assert scores(index_of(*mine, *outside), Scope("col")) == scores(index_of(*mine), None)
+
+
+def test_searches_see_whole_changes_only() -> None:
+    """Each change replaces all adapters by those of the next generation; no search may see a mixture or nothing."""
+    rng = np.random.default_rng(0)
+
+    def generation(number: int) -> list[AdapterEntry]:
+        rows = rng.normal(size=(5, 2, DIMENSION)).astype(np.float32)
+        rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+        return [entry(f"g{number}-{i}", *rows[i], text=f"generation{number}") for i in range(5)]
+
+    index = index_of(*generation(0))
+    failures: list[object] = []
+    done = threading.Event()
+
+    def search() -> None:
+        try:
+            while not done.is_set():
+                for scope in (None, Scope(collection_id=None, adapter_ids=_All())):
+                    found = {name.split("-")[0] for name in names(index.search(X, {"generation1"}, scope, limit=9))}
+                    if len(found) != 1:
+                        failures.append(found)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 150):
+        index.update(generation(number), remove=[f"g{number - 1}-{i}" for i in range(5)])
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(names(index.search(X, (), limit=9))) == [f"g149-{i}" for i in range(5)]
+
+
+class _All(frozenset[str]):
+    """Holds every name, so that the filtered path runs while the index changes."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def test_concurrent_changes_are_all_kept() -> None:
+    index = TenantIndex("ten_a", DIMENSION)
+
+    def add(prefix: str) -> None:
+        for i in range(30):
+            index.add(entry(f"{prefix}{i}", X))
+
+    threads = [threading.Thread(target=add, args=(prefix,)) for prefix in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(index) == 120
+
+
+def test_data_sheets_of_one_company(encoder: MiniLmEncoder) -> None:
+    """Forty products that differ in name only: nearly every question finds its own sheet."""
+    index = TenantIndex("ten_a", encoder.dimension)
+    families = ["Aster", "Borea", "Corvo", "Delfin", "Estrel", "Garnet", "Heron", "Lumen"]
+    products = [f"Norvia {family}{variant}" for family in families for variant in ("", " Mini", " Pro", " 2", " Max")]
+    for i, product in enumerate(products):
+        title = f"{product} data sheet"
+        text = f"The {product} weighs {2 + i / 10:.1f} kg. It costs {100 + i} euros. Its battery lasts {i + 3} hours."
+        matrix = document_centroids(encoder, title, [text], 4)
+        index.add(AdapterEntry.of_document(product, "ten_a", product, title, text, matrix))
+    right = total = 0
+    for product in products:
+        for question in (f"How heavy is the {product}?", f"what does the {product.lower()} cost?"):
+            total += 1
+            right += index.search(encoder.embed([question])[0], words(question))[0].entry.adapter_id == product
+    assert right / total >= 0.95

@@ -1,0 +1,267 @@
+"""Documents, jobs, adapters, models, keys, metrics and the OpenAPI document over HTTP, with a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve.ids import new_id
+from serve.registry.records import NewAdapter, NewCentroids
+from tests.serve.api_helpers import Api, error_of, make_api
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    api = make_api(tmp_path, limits={"max_wait_s": 5})
+    yield api
+    api.registry.close()
+
+
+def finish_jobs(api: Api) -> list[str]:
+    """Publish an adapter for every waiting job, as the generator does; returns the adapters' IDs."""
+    adapter_ids = []
+    for leased in api.registry.lease_jobs("w", 100, 60):
+        adapter = NewAdapter(new_id("adp"), "lora", 8, 8.0, ("down_proj",), "adapters/x", "0" * 64, 10, "b", "g")
+        api.registry.publish(leased.job.id, "w", adapter, NewCentroids("e", "1", np.ones((1, 2), np.float32)))
+        adapter_ids.append(adapter.id)
+    return adapter_ids
+
+
+async def test_life_of_a_document(api: Api) -> None:
+    async with api.client() as client:
+        response = await client.post(
+            "/v1/documents",
+            json={
+                "title": " Pool  hours ",
+                "text": "Nine.",
+                "external_id": "e1",
+                "collection": "c",
+                "metadata": {"a": 1},
+            },
+        )
+        assert response.status_code == 202
+        posted = response.json()
+        assert posted["created"] and posted["status"] == "processing" and posted["title"] == "Pool hours"
+        assert posted["job"]["id"] == posted["job_id"] and posted["version"] == 1
+        same = await client.post("/v1/documents", json={"title": "Pool hours", "text": "Nine.", "external_id": "e1"})
+        assert same.status_code == 202 and not same.json()["created"] and same.json()["id"] == posted["id"]
+
+        pinned = await client.post(
+            "/v1/chat/completions", json={"model": posted["id"], "messages": [{"role": "user", "content": "?"}]}
+        )
+        assert error_of(pinned, 409)["code"] == "model_not_ready"
+
+        (first,) = finish_jobs(api)
+        job = (await client.get(f"/v1/jobs/{posted['job_id']}")).json()
+        assert job["status"] == "succeeded" and job["adapter_id"] == first
+        detail = (await client.get("/v1/documents/e1")).json()
+        assert detail["status"] == "ready" and detail["adapter_id"] == first and detail["text"] == "Nine."
+
+        put = await client.put(f"/v1/documents/{posted['id']}", json={"title": "Pool hours", "text": "Ten."})
+        assert put.status_code == 202 and put.json()["version"] == 2 and put.json()["adapter_id"] == first
+        (second,) = finish_jobs(api)
+        adapters = (await client.get("/v1/adapters", params={"document_id": "e1"})).json()["data"]
+        assert [(row["id"], row["current"]) for row in adapters] == [(second, True), (first, False)]
+        assert (await client.get(f"/v1/adapters/{first}")).json()["version"] == 1
+
+        ids = {model["id"]: model["kind"] for model in (await client.get("/v1/models")).json()["data"]}
+        assert ids == {
+            "imprint": "router",
+            "base": "base",
+            posted["collection_id"]: "collection",
+            posted["id"]: "document",
+            second: "adapter",
+        }
+        assert (await client.get(f"/v1/models/{posted['id']}")).json()["kind"] == "document"
+
+        deleted = await client.delete("/v1/documents/e1")
+        assert deleted.json() == {"id": posted["id"], "object": "document.deleted", "deleted": True}
+        for path in (f"/v1/documents/{posted['id']}", f"/v1/adapters/{first}", f"/v1/models/{second}"):
+            error_of(await client.get(path), 404)
+        assert (await client.get("/v1/documents")).json()["data"] == []
+
+
+async def test_external_id_cannot_change(api: Api) -> None:
+    async with api.client() as client:
+        await client.post("/v1/documents", json={"text": "x", "external_id": "e1"})
+        response = await client.put("/v1/documents/e1", json={"text": "y", "external_id": "e2"})
+    assert error_of(response, 400)["param"] == "external_id"
+
+
+async def test_other_tenants_see_nothing(api: Api) -> None:
+    async with api.client() as client:
+        posted = (await client.post("/v1/documents", json={"text": "x", "external_id": "e1"})).json()
+    (adapter_id,) = finish_jobs(api)
+    async with api.client(api.other_key) as client:
+        for path in (
+            f"/v1/documents/{posted['id']}",
+            "/v1/documents/e1",
+            f"/v1/jobs/{posted['job_id']}",
+            f"/v1/adapters/{adapter_id}",
+            f"/v1/models/{adapter_id}",
+        ):
+            error_of(await client.get(path), 404)
+        assert (await client.get("/v1/documents")).json()["data"] == []
+        assert len((await client.get("/v1/models")).json()["data"]) == 2
+        chat = {"model": adapter_id, "messages": [{"role": "user", "content": "?"}]}
+        error_of(await client.post("/v1/chat/completions", json=chat), 404)
+        error_of(await client.delete("/v1/documents/e1"), 404)
+    assert not api.engine.calls
+
+
+async def test_wait_holds_the_answer(api: Api) -> None:
+    async with api.client() as client:
+        waiting = asyncio.create_task(client.post("/v1/documents?wait=5", json={"text": "x"}))
+        while not finish_jobs(api):
+            await asyncio.sleep(0.01)
+        response = await waiting
+        assert response.status_code == 200
+        assert response.json()["status"] == "ready" and response.json()["job"]["status"] == "succeeded"
+        response = await client.post("/v1/documents?wait=0.1", json={"text": "y"})
+        assert response.status_code == 202 and response.json()["status"] == "processing"
+
+
+async def test_wait_ends_with_a_failed_job(api: Api) -> None:
+    async with api.client() as client:
+        waiting = asyncio.create_task(client.post("/v1/documents?wait=5", json={"text": "x"}))
+        while not (leased := api.registry.lease_jobs("w", 1, 60)):
+            await asyncio.sleep(0.01)
+        api.registry.fail_job(leased[0].job.id, "w", "too long")
+        response = await waiting
+    assert response.status_code == 200
+    assert response.json()["status"] == "failed" and response.json()["job"]["error"] == "too long"
+
+
+async def test_idempotency_key(api: Api) -> None:
+    async with api.client() as client:
+        headers = {"Idempotency-Key": "k1"}
+        first = await client.post("/v1/documents", json={"text": "x"}, headers=headers)
+        again = await client.post("/v1/documents", json={"text": "x"}, headers=headers)
+        assert again.json()["id"] == first.json()["id"] and again.json()["job_id"] == first.json()["job_id"]
+        other = await client.post("/v1/documents", json={"text": "y"}, headers=headers)
+        assert error_of(other, 409)["param"] == "Idempotency-Key"
+        assert len((await client.get("/v1/documents")).json()["data"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "data", "title", "text"),
+    [
+        ({"file": ("pool hours.txt", b"Nine.")}, {}, "pool hours", "Nine."),
+        ({"file": ("a.md", "# Pöol\n\nNine.".encode())}, {}, "Pöol", "# Pöol\n\nNine."),
+        ({"file": ("a.MD", b"\xef\xbb\xbfNine.")}, {"title": "T"}, "T", "Nine."),
+        ({"file": ("../../etc/passwd.txt", b"Nine.")}, {"collection": "c"}, "passwd", "Nine."),
+    ],
+)
+async def test_multipart(api: Api, files: Any, data: dict[str, str], title: str, text: str) -> None:
+    async with api.client() as client:
+        response = await client.post("/v1/documents", files=files, data={**data, "metadata": '{"a": "b"}'})
+        assert response.status_code == 202, response.text
+        detail = (await client.get(f"/v1/documents/{response.json()['id']}")).json()
+    assert (detail["title"], detail["text"], detail["metadata"]) == (title, text, {"a": "b"})
+
+
+async def test_title_from_text(api: Api) -> None:
+    async with api.client() as client:
+        for text, title in (("\n First line. \nSecond.", "First line."), ("intro\n## Heading\n", "Heading")):
+            assert (await client.post("/v1/documents", json={"text": text})).json()["title"] == title
+
+
+async def test_pages(api: Api) -> None:
+    async with api.client() as client:
+        for index in range(5):
+            collection = {"collection": "odd"} if index % 2 else {}
+            await client.post("/v1/documents", json={"title": str(index), "text": str(index), **collection})
+        titles: list[str] = []
+        cursor: dict[str, Any] = {}
+        while True:
+            page = (await client.get("/v1/documents", params={"limit": 2, **cursor})).json()
+            titles += [document["title"] for document in page["data"]]
+            if not page["has_more"]:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        assert titles == ["4", "3", "2", "1", "0"]
+        odd = (await client.get("/v1/documents", params={"collection": "odd"})).json()["data"]
+        assert [document["title"] for document in odd] == ["3", "1"]
+
+
+async def test_keys_over_http(api: Api) -> None:
+    async with api.client(api.admin_key) as client:
+        created = await client.post("/v1/keys", json={"tenant": "initech", "label": "l"})
+        assert created.status_code == 201
+        key = created.json()
+        service = (await client.post("/v1/keys", json={"scope": "service", "tenants": ["acme", "initech"]})).json()
+        assert len(service["tenant_ids"]) == 2
+        listed = (await client.get("/v1/keys")).json()["data"]
+        assert {key["id"], service["id"]} <= {row["id"] for row in listed}
+        assert all("secret" not in row for row in listed)
+        for body in ({"scope": "tenant"}, {"scope": "admin", "tenant": "x"}, {"scope": "service"}, {"scope": "root"}):
+            error_of(await client.post("/v1/keys", json=body), 400)
+        async with api.client(key["secret"]) as tenant:
+            assert (await tenant.get("/v1/models")).status_code == 200
+            assert (await client.delete(f"/v1/keys/{key['id']}")).json()["revoked_at"] is not None
+            error_of(await tenant.get("/v1/models"), 401)
+        error_of(await client.delete("/v1/keys/key_none"), 404)
+        # An admin key sees no tenant's data.
+        error_of(await client.get("/v1/documents"), 403)
+
+
+async def test_operations(api: Api) -> None:
+    async with api.client("") as client:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+        ready = await client.get("/readyz")
+        assert ready.status_code == 200 and ready.json()["parts"]["engine"] == "ok"
+        api.engine.status = 500
+        ready = await client.get("/readyz")
+        assert ready.status_code == 503 and ready.json()["parts"]["engine"] == "unavailable"
+        error_of(await client.get("/metrics"), 401)
+    async with api.client(api.admin_key) as client:
+        text = (await client.get("/metrics")).text
+    assert 'imprint_http_requests_total{method="GET",route="/healthz",status="200"} 1.0' in text
+    assert "vllm:x 1.0" in text and "imprint_generation_jobs 0.0" in text
+
+
+async def test_openapi_is_true(api: Api) -> None:
+    async with api.client("") as client:
+        schema = (await client.get("/openapi.json")).json()
+        assert (await client.get("/docs")).status_code == 200
+    paths = schema["paths"]
+    for path, methods in {
+        "/v1/documents": {"get", "post"},
+        "/v1/documents/{document_id}": {"get", "put", "delete"},
+        "/v1/jobs/{job_id}": {"get"},
+        "/v1/adapters": {"get"},
+        "/v1/adapters/{adapter_id}": {"get"},
+        "/v1/chat/completions": {"post"},
+        "/v1/completions": {"post"},
+        "/v1/models": {"get"},
+        "/v1/models/{model}": {"get"},
+        "/v1/route": {"post"},
+        "/v1/keys": {"get", "post"},
+        "/v1/keys/{key_id}": {"delete"},
+        "/healthz": {"get"},
+        "/readyz": {"get"},
+        "/metrics": {"get"},
+    }.items():
+        assert set(paths[path]) == methods, path
+    assert "422" not in str(paths)
+    schemas = schema["components"]["schemas"]
+    assert schemas["ChatRequest"]["additionalProperties"] is False
+    assert "cache_salt" not in schemas["ChatRequest"]["properties"]
+    for reference in _references(schema):
+        assert reference.removeprefix("#/components/schemas/") in schemas, reference
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from _references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _references(value)

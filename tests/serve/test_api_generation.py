@@ -1,0 +1,132 @@
+"""Chat and text completions over HTTP: what the engine is given, what the client gets, streams and disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.api.generation import cache_salt, mark_first_event
+from tests.serve.api_helpers import Api, error_of, events_of, make_api
+
+MESSAGES = [{"role": "user", "content": "When does the pool open?"}]
+DECISION = {
+    "adapter_id": "adp_1",
+    "document_id": "doc_1",
+    "reason": "matched",
+    "score": 0.71,
+    "margin": 0.2,
+    "threshold": 0.4,
+    "candidates": [{"adapter_id": "adp_1", "score": 0.71}],
+    "timings": {"embed_s": 0.01},
+}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    api = make_api(tmp_path)
+    yield api
+    api.registry.close()
+
+
+async def test_routed_chat(api: Api) -> None:
+    api.router.decision = DECISION
+    body = {"model": "imprint", "messages": MESSAGES, "temperature": 0, "logprobs": True, "tools": [{"a": 1}]}
+    async with api.client() as client:
+        response = await client.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200
+    assert response.json()["imprint"] == {
+        "adapter_id": "adp_1",
+        "document_id": "doc_1",
+        "reason": "matched",
+        "score": 0.71,
+        "margin": 0.2,
+        "threshold": 0.4,
+    }
+    assert response.headers["x-imprint-adapter"] == "adp_1"
+    assert response.headers["x-imprint-document"] == "doc_1"
+    assert response.headers["x-imprint-reason"] == "matched"
+    assert response.headers["x-imprint-score"] == "0.7100"
+    assert response.headers["x-request-id"].startswith("req_")
+    ((endpoint, passed, context),) = api.engine.calls
+    tenant = api.registry.get_tenant("acme")
+    assert tenant is not None
+    assert endpoint == "chat" and passed == body
+    assert context.tenant_id == tenant.id and context.adapter_id == "adp_1"
+    assert context.cache_salt == cache_salt(tenant.id) and context.request_id == response.headers["x-request-id"]
+    (asked,) = api.router.calls
+    assert asked["tenant_id"] == tenant.id and asked["messages"] == MESSAGES
+
+
+async def test_stream(api: Api) -> None:
+    async with api.client() as client:
+        body = {"model": "base", "messages": MESSAGES, "stream": True}
+        response = await client.post("/v1/chat/completions", json=body)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["x-imprint-reason"] == "base_requested"
+    first, second = events_of(response.text)
+    assert first["imprint"]["adapter_id"] is None and first["id"] == "x"
+    assert "imprint" not in second
+    assert not api.engine.aborted and not api.router.calls
+
+
+async def test_completion_prompts(api: Api) -> None:
+    async with api.client() as client:
+        for prompt, asked in (("a b", "a b"), (["a b"], "a b")):
+            response = await client.post("/v1/completions", json={"model": "imprint", "prompt": prompt})
+            assert response.status_code == 200
+            assert api.router.calls[-1]["prompt"] == asked
+        for prompt in ([1, 2], [[1, 2]], ["a", "b"]):
+            response = await client.post("/v1/completions", json={"model": "base", "prompt": prompt})
+            assert response.status_code == 200, response.text
+    assert [call[0] for call in api.engine.calls] == ["completion"] * 5
+
+
+async def test_engine_errors_pass_through(api: Api) -> None:
+    api.engine.status = 409
+    api.engine.answer = {"error": {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}}
+    for stream in (False, True):
+        async with api.client() as client:
+            body = {"model": "base", "messages": MESSAGES, "stream": stream}
+            error = error_of(await client.post("/v1/chat/completions", json=body), 409)
+        assert error["code"] == "c"
+
+
+async def test_collection_is_not_passed_on(api: Api) -> None:
+    async with api.client() as client:
+        await client.post("/v1/documents", json={"text": "x", "collection": "c"})
+        body = {"model": "imprint", "messages": MESSAGES, "collection": "c"}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert api.router.calls[0]["collection"].startswith("col_")
+    assert "collection" not in api.engine.calls[0][1]
+
+
+async def test_route(api: Api) -> None:
+    api.router.decision = DECISION
+    async with api.client() as client:
+        decision = (await client.post("/v1/route", json={"messages": MESSAGES})).json()
+        assert decision["adapter_id"] == "adp_1" and decision["candidates"] == DECISION["candidates"]
+        base = (await client.post("/v1/route", json={"model": "base", "prompt": "x"})).json()
+        assert base["adapter_id"] is None and base["reason"] == "base_requested"
+    assert not api.engine.calls
+
+
+async def test_disconnect_aborts(api: Api) -> None:
+    api.engine.hang = True
+    async with api.client() as client:
+        task = asyncio.create_task(
+            client.post("/v1/chat/completions", json={"model": "base", "messages": MESSAGES}, timeout=60)
+        )
+        await api.engine.started.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert api.engine.aborted
+
+
+def test_mark_first_event() -> None:
+    assert mark_first_event("data: [DONE]\n\n", {"a": 1}) == "data: [DONE]\n\n"
+    error = 'data: {"error":{"message":"m"}}\n\n'
+    assert mark_first_event(error, {"a": 1}) == error
+    assert mark_first_event('data: {"x":1}\n\nrest', {"a": 1}) == 'data: {"x":1,"imprint":{"a":1}}\n\nrest'

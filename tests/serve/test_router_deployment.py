@@ -1,0 +1,259 @@
+"""The router deployment over a real registry and the real encoder; no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import serve.deployments.router_index as router_index
+from router.centroids import document_centroids
+from router.embed import MiniLmEncoder
+from serve.config import ImprintConfig
+from serve.deployments.router import RouterDeployment, RouteRequest
+from serve.registry import Registry, migrate
+from serve.registry.records import NewCentroids
+from tests.serve.registry_helpers import new_adapter
+
+CORVO = ("Norvia Corvo data sheet", "The Norvia Corvo weighs 3 kg. It costs 40 euros.")
+LUMEN = ("Norvia Lumen data sheet", "The Norvia Lumen weighs 5 kg. It costs 90 euros.")
+LEAVE = ("Leave policy of Harrow Ltd", "Staff of Harrow Ltd get 28 days of annual leave.")
+QUESTION = "How heavy is the Norvia Corvo?"
+
+
+@pytest.fixture(scope="module")
+def encoder() -> MiniLmEncoder:
+    return MiniLmEncoder.load(threads=1)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    url = f"sqlite:///{tmp_path}/registry.db"
+    migrate(url)
+    opened = Registry.open(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def deployment(registry: Registry, tmp_path: Path) -> RouterDeployment:
+    return RouterDeployment(ImprintConfig(data_dir=tmp_path))
+
+
+@pytest.fixture
+def tenant(registry: Registry) -> str:
+    return registry.create_tenant("acme").id
+
+
+class Publisher:
+    """Publishes adapters with real centroids."""
+
+    def __init__(self, registry: Registry, encoder: MiniLmEncoder) -> None:
+        self.registry = registry
+        self.encoder = encoder
+
+    def __call__(
+        self, tenant_id: str, document: tuple[str, str], state: str = "ready", encoder: str = "", **post: Any
+    ) -> tuple[str, str]:
+        """(adapter ID, document ID)"""
+        posted = self.registry.post_document(tenant_id, *document, **post)
+        self.registry.lease_jobs("maker", 1000, 60.0)
+        adapter = new_adapter(state=state)
+        title, text = document
+        matrix = document_centroids(self.encoder, title, [text], 4)
+        centroids = NewCentroids(encoder or self.encoder.id, self.encoder.version, matrix)
+        self.registry.publish(posted.job.id, "maker", adapter, centroids)
+        self.registry.release_leases("maker")
+        return adapter.id, posted.document.id
+
+
+@pytest.fixture
+def publish(registry: Registry, encoder: MiniLmEncoder) -> Publisher:
+    return Publisher(registry, encoder)
+
+
+async def ask(deployment: RouterDeployment, tenant_id: str, text: str = QUESTION, **fields: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return await deployment.route({"tenant_id": tenant_id, "model": "imprint", "messages": messages, **fields})
+
+
+async def test_a_question_finds_its_document(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
+    corvo, document = publish(tenant, CORVO)
+    lumen, _ = publish(tenant, LUMEN)
+    publish(tenant, LEAVE)
+    decision = await ask(deployment, tenant)
+    assert (decision["adapter_id"], decision["document_id"], decision["reason"]) == (corvo, document, "matched")
+    assert decision["score"] > decision["threshold"] and decision["margin"] > 0
+    assert [c["adapter_id"] for c in decision["candidates"]][:2] == [corvo, lumen]
+    assert decision["candidates"][0]["title"] == CORVO[0]
+    assert set(decision["timings"]) == {"sync_s", "embed_s", "search_s", "total_s"}
+    assert json.loads(json.dumps(decision)) == {**decision, "candidates": list(decision["candidates"])}
+    assert (await ask(deployment, tenant, "What does the Norvia Lumen cost?"))["adapter_id"] == lumen
+
+
+async def test_prompt_and_follow_up(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
+    corvo, _ = publish(tenant, CORVO)
+    publish(tenant, LUMEN)
+    assert (await deployment.route(RouteRequest(tenant, prompt="The weight of the Corvo is")))["adapter_id"] == corvo
+    messages = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "3 kg."},
+        {"role": "user", "content": "And its price?"},
+    ]
+    assert (await deployment.route(RouteRequest(tenant, messages=messages)))["adapter_id"] == corvo
+
+
+async def test_small_talk_goes_to_the_base(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
+    publish(tenant, CORVO)
+    publish(tenant, LEAVE)
+    for text in ("Hello, how are you?", "Write a poem about the sea.", "What is 12 times 9?"):
+        decision = await ask(deployment, tenant, text)
+        assert (decision["adapter_id"], decision["reason"]) == (None, "below_threshold")
+        assert decision["score"] < decision["threshold"] and len(decision["candidates"]) == 2
+
+
+async def test_reasons_without_search(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
+    assert (await ask(deployment, tenant))["reason"] == "no_candidates"
+    corvo, document = publish(tenant, CORVO)
+    assert (await ask(deployment, tenant, " \n"))["reason"] == "empty_query"
+    assert (await deployment.route({"tenant_id": tenant, "messages": []}))["reason"] == "empty_query"
+    assert (await deployment.route({"tenant_id": tenant, "prompt": None}))["reason"] == "empty_query"
+    assert (await ask(deployment, tenant, model="base"))["reason"] == "base_requested"
+    pinned = await ask(deployment, tenant, "Hello", adapter_id=corvo)
+    assert (pinned["adapter_id"], pinned["document_id"], pinned["reason"]) == (corvo, document, "pinned")
+    with pytest.raises(TypeError):
+        await deployment.route({"tenant_id": tenant, "typo": 1})
+
+
+async def test_tenants_do_not_see_each_other(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    other = registry.create_tenant("globex").id
+    mine, _ = publish(tenant, CORVO)
+    theirs, _ = publish(other, CORVO)
+    for tenant_id, adapter_id in ((tenant, mine), (other, theirs), (tenant, mine)):
+        decision = await ask(deployment, tenant_id)
+        assert decision["adapter_id"] == adapter_id
+        assert [c["adapter_id"] for c in decision["candidates"]] == [adapter_id]
+    assert (await ask(deployment, other, adapter_id=mine))["adapter_id"] is None
+    assert (await ask(deployment, other, adapter_ids=[mine]))["reason"] == "no_candidates"
+    assert (await ask(deployment, "ten_unknown"))["reason"] == "no_candidates"
+
+
+async def test_collections_and_lists_limit_the_search(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    old, _ = publish(tenant, CORVO, collection="old")
+    new, _ = publish(tenant, (CORVO[0], CORVO[1].replace("3 kg", "4 kg")), collection="new")
+    collections = {c.name: c.id for c in registry.list_collections(tenant)}
+    for name, adapter_id in (("old", old), ("new", new)):
+        decision = await ask(deployment, tenant, collection=collections[name])
+        assert [c["adapter_id"] for c in decision["candidates"]] == [adapter_id]
+    assert (await ask(deployment, tenant, adapter_ids=[old]))["adapter_id"] == old
+    assert (await ask(deployment, tenant, collection="col_absent"))["reason"] == "no_candidates"
+
+
+async def test_every_change_is_seen_by_the_next_request(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    assert (await ask(deployment, tenant))["reason"] == "no_candidates"
+    first, document = publish(tenant, CORVO)
+    assert (await ask(deployment, tenant))["adapter_id"] == first
+    second, _ = publish(tenant, (CORVO[0], "The Norvia Corvo weighs 7 kg."), document_id=document)
+    decision = await ask(deployment, tenant)
+    assert [c["adapter_id"] for c in decision["candidates"]] == [second]
+    lumen, _ = publish(tenant, LUMEN)
+    registry.delete_document(tenant, document)
+    decision = await ask(deployment, tenant)
+    assert [c["adapter_id"] for c in decision["candidates"]] == [lumen]
+
+
+async def test_many_changes_are_read_in_pages(
+    deployment: RouterDeployment, tenant: str, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_index, "_CHANGES_AT_ONCE", 2)
+    monkeypatch.setattr(router_index, "_ADAPTERS_AT_ONCE", 3)
+    await ask(deployment, tenant)
+    adapters = [publish(tenant, (f"Sheet {i}", f"Product {name} weighs {i} kg."))[0]
+                for i, name in enumerate(["Aster", "Borea", "Corvo", "Delfin", "Estrel"])]
+    assert (await ask(deployment, tenant, "How heavy is product Estrel?"))["adapter_id"] == adapters[-1]
+    assert {c["adapter_id"] for c in (await ask(deployment, tenant))["candidates"]} == set(adapters)
+
+
+async def test_a_fresh_replica_knows_what_the_old_one_knew(
+    deployment: RouterDeployment, tenant: str, publish: Publisher, tmp_path: Path
+) -> None:
+    publish(tenant, CORVO)
+    publish(tenant, LUMEN)
+    before = await ask(deployment, tenant)
+    after = await ask(RouterDeployment({"data_dir": str(tmp_path)}), tenant)
+    assert {**before, "timings": {}} == {**after, "timings": {}}
+
+
+async def test_forgotten_tenants_are_loaded_again(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_index, "MAX_TENANTS", 1)
+    corvo, _ = publish(tenant, CORVO)
+    for _ in range(2):
+        assert (await ask(deployment, tenant))["adapter_id"] == corvo
+        assert (await ask(deployment, registry.create_tenant("globex").id))["reason"] == "no_candidates"
+
+
+async def test_stale_adapters_make_the_router_abstain(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    publish(tenant, CORVO)
+    publish(tenant, LUMEN)
+    assert (await ask(deployment, tenant))["reason"] == "matched"
+    assert registry.mark_stale("base-2", "gen-2") == 2
+    decision = await ask(deployment, tenant)
+    assert (decision["adapter_id"], decision["reason"]) == (None, "stale")
+
+
+async def test_degraded_and_foreign_adapters_are_left_out(
+    deployment: RouterDeployment, tenant: str, publish: Publisher
+) -> None:
+    publish(tenant, CORVO, state="degraded")
+    publish(tenant, (CORVO[0], CORVO[1] + " "), encoder="another")
+    assert (await ask(deployment, tenant))["reason"] == "no_candidates"
+
+
+async def test_requests_while_documents_come_in(
+    deployment: RouterDeployment, tenant: str, publish: Publisher
+) -> None:
+    """Routing goes on during publications, and what is published when a request comes is seen by it."""
+    corvo, _ = publish(tenant, CORVO)
+    published = 1
+    failures: list[str] = []
+
+    def write() -> None:
+        nonlocal published
+        for i in range(15):
+            publish(tenant, (f"Notice {i}", f"The gate of yard {i} opens at {i % 12} o'clock."))
+            published += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        least = published
+        decisions = await asyncio.gather(*(ask(deployment, tenant) for _ in range(4)))
+        failures += [str(d) for d in decisions if d["adapter_id"] != corvo or len(d["candidates"]) < min(least, 5)]
+    writer.join()
+    assert failures == [] and published == 16
+    assert (await ask(deployment, tenant, "When does the gate of yard 14 open?"))["reason"] == "matched"
+
+
+async def test_embed_and_health(deployment: RouterDeployment, encoder: MiniLmEncoder) -> None:
+    vectors = await deployment.embed(["a", "b"])
+    np.testing.assert_allclose(vectors, encoder.embed(["a", "b"]), atol=1e-5)
+    with pytest.raises(ValueError, match="blank"):
+        await deployment.embed([""])
+    await deployment.health()
+    await deployment.check_health()
