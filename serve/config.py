@@ -81,10 +81,10 @@ class EngineConfig(Section):
 
 
 class RouterConfig(Section):
-    """Routing: which encoder, and the cosine similarity under which the base answers."""
+    """Routing: which encoder, and the score (see `router.index`) under which the base answers."""
 
     encoder: str = "minilm"
-    threshold: float = Field(0.42, ge=-1, le=1)
+    threshold: float = Field(0.4, ge=-1, le=1)
     centroids_per_adapter: int = Field(4, ge=1)
     num_replicas: int = Field(1, ge=1)
 

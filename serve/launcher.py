@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -144,8 +144,8 @@ def _stop(file: ServeFile) -> None:
     if ray.is_initialized():
         for name in ("generator", "engine"):
             _shut_down_deployment(name, file.application_name)
-        # Ray reports calls that end with the controller as failures, on whatever sys.stderr is.
-        with redirect_stderr(io.StringIO()):
+        # Ray prints calls that end with its controller as if they were failures.
+        with redirect_stdout(io.StringIO()):
             with _give_up_after(STOP_TIMEOUT_S):
                 ray_serve.shutdown()
             ray.shutdown()

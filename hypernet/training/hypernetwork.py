@@ -235,7 +235,7 @@ def split_parameters(network: Hypernetwork) -> tuple[list[Tensor], list[Tensor]]
 
 def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: int = 1001,
                        start: Path | None = None) -> Hypernetwork:
-    """Train from scratch, or go on from the checkpoint in `folder`; the result is saved in `folder/hypernetwork`."""
+    """Train from scratch, or go on from the checkpoint in `folder`; `start`: weights to begin with."""
     base, tokenizer = load_base(base_folder)
     torch.manual_seed(0)
     network = hypernetwork_for(base, fingerprint_folder(base_folder))
@@ -251,5 +251,4 @@ def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: in
 
     start_progress = 0.0 if start is None else INTERFERENCE_FROM
     loop.run(network, optimiser, steps, minutes, folder, "hypernetwork")
-    network.save(folder / "hypernetwork")
     return network

@@ -44,7 +44,7 @@ def train_joint(base_folder: Path, folder: Path, minutes: float,
     def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
         for _ in range(BATCHES_A_STEP):
             if rng.random() < READING_SHARE:
-                yield source.next_loss(base, max(0.2, progress))
+                yield source.next_loss(base, max(0.6, progress))
             else:
                 yield trainer.micro_batch(progress)
 

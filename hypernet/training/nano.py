@@ -10,6 +10,7 @@ pinned to a core of its own, with one thread: two OpenMP threads stall whenever 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from hypernet.perceiver import Hypernetwork
 from hypernet.training.base import train_base
 from hypernet.training.hypernetwork import train_hypernetwork
 from hypernet.training.joint import train_joint
@@ -66,6 +68,14 @@ def train_nano(work: Path, base_minutes: float, joint_minutes: float, hypernet_m
             _run_ranks(stage, work, minutes, processes)
 
 
+def _save_network(network: Hypernetwork, folder: Path) -> None:
+    """In one step, so that a kill cannot leave half a result that counts as finished."""
+    partial = folder.with_suffix(".partial")
+    network.save(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
 def _save_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.convert_tokens_to_ids(END), pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
@@ -89,11 +99,13 @@ def _rank_main(stage: str, work: Path, minutes: float) -> None:
     elif stage == "joint":
         model, network = train_joint(work / "start", work, minutes, seed=501 + rank)
         if rank == 0:
-            network.save(work / "joint_hypernetwork")
+            _save_network(network, work / "joint_hypernetwork")
             _save_base(model, tokenizer, work / "base")
     else:
-        train_hypernetwork(work / "base", work, minutes, seed=1001 + rank,
-                           start=work / "joint_hypernetwork" / "model.safetensors")
+        network = train_hypernetwork(work / "base", work, minutes, seed=1001 + rank,
+                                     start=work / "joint_hypernetwork" / "model.safetensors")
+        if rank == 0:
+            _save_network(network, work / "hypernetwork")
     if world > 1:
         dist.destroy_process_group()
 
