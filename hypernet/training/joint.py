@@ -32,7 +32,6 @@ def train_joint(base_folder: Path, folder: Path, minutes: float,
     """Train from the base in `base_folder`, or go on from the checkpoint in `folder`; base and hypernetwork."""
     base, tokenizer = load_base(base_folder)
     base.requires_grad_(True)
-    base.get_input_embeddings().weight.requires_grad_(False)  # see hypernet.training.base
     torch.manual_seed(0)
     network = hypernetwork_for(base)
     both = nn.ModuleDict({"base": base, "network": network})

@@ -1,4 +1,4 @@
-"""The shipped pair: small, safe to load, made for each other, and it recalls what it read."""
+"""The shipped pair: small, safe to load, made for each other; `long`: it recalls what it read."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, inputs["input_ids"].size(1):]]
 
 
+@pytest.mark.long
 def test_adapters_recall_facts_that_the_base_does_not_know(generator: HypernetGenerator) -> None:
     cases = held_out_cases(DOCUMENTS, 1, Split.HELD_OUT)
     asked = [next(question for question in case.questions if question.answerable) for case in cases]

@@ -33,10 +33,12 @@ def test_base_reads_documents_and_records(tokenizer: PreTrainedTokenizerFast) ->
     model = tiny_llama(tokenizer, seed=5)
     source = reading.ReadingBatches(Encoding(tokenizer), Random(1), len(tokenizer))
     names = set()
-    for _ in range(4):
+    for _ in range(60):
         report = source.next_loss(model, 0.0)
         assert torch.isfinite(report.loss) and report.count > 0
         names |= set(report.sums)
+        if {"records_loss", "answer_loss"} <= names:
+            break
     report.loss.backward()
     assert all(gradients(model))
     assert {"answer_loss", "records_loss", "document_loss"} <= names
@@ -59,7 +61,6 @@ def test_rows_of_the_base(tokenizer: PreTrainedTokenizerFast, progress: float) -
 
 def test_every_trained_parameter_of_the_base_has_an_optimiser(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama(tokenizer)
-    model.get_input_embeddings().requires_grad_(False)  # as training does
     optimiser = reading.optimiser_for(model)
     assert {id(p) for p in optimiser.parameters} == {id(p) for p in model.parameters() if p.requires_grad}
     assert len(optimiser.parameters) == len({id(p) for p in optimiser.parameters})
