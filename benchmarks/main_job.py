@@ -35,7 +35,7 @@ from hypernet.training.corpus.documents import SampledDocument, Split, ask, samp
 from tests.server import Server
 
 ADAPTERS, DOCUMENTS, FACTS, SEED = 4, 40, 4, 99
-CONCURRENCY, ROUNDS, SECONDS_A_ROUND = (1, 8, 32), 3, 12.0
+CONCURRENCY, ROUNDS, SECONDS_A_ROUND = (1, 8, 32), 3, 6.0
 MAX_TOKENS = 16
 ENGINE = {"max-loras": "8", "max-lora-rank": "64", "max-model-len": "2048", "dtype": "float32", "block-size": "32",
           "max-num-seqs": "64"}

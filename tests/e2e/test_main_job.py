@@ -135,6 +135,8 @@ def test_logprobs_tools_and_sampling_fields_pass_through(tenant: Tenant) -> None
         messages=[{"role": "user", "content": "hello"}],
         max_completion_tokens=512,
         temperature=0,
+        # The schema allows white space anywhere, of which a small model could write without end.
+        frequency_penalty=2,
         tools=[tool],  # type: ignore[list-item]
         tool_choice={"type": "function", "function": {"name": "look_up"}},
     )
