@@ -185,8 +185,12 @@ class ReadingBatches:
 
 
 def optimiser_for(model: torch.nn.Module, more: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], []),
-                  muon_lr: float = 0.02, adam_lr: float = 1e-3) -> Optimiser:
-    """Muon for the matrices, AdamW for the tied embedding, biases and norms, `more` added to each."""
+                  muon_lr: float = 0.006, adam_lr: float = 1e-3) -> Optimiser:
+    """Muon for the matrices, AdamW for the tied embedding, biases and norms, `more` added to each.
+
+    Muon's rate is for steps of about 100 answers. At 0.02 the loss stalled at 1.85 for ten minutes; at 0.004, from
+    there, it fell to 1.5 within two.
+    """
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, p in model.named_parameters():
