@@ -1,8 +1,8 @@
 """Trains the nano base and its hypernetwork together, between the base's own stage and the hypernetwork's.
 
 The base learns to read and, in the same steps, to be changed by the adapters that the hypernetwork emits for it; the
-hypernetwork learns from a base that meets it half-way. (A base trained alone gives the LoRA updates no purchase that
-it was ever asked for.) After this stage the base is frozen. One step has `BATCHES_A_STEP` micro-batches; a share of
+hypernetwork learns from a base that meets it half-way. Whether that beats a hypernetwork on a frozen base at the same
+cost has not been measured. After this stage the base is frozen. One step has `BATCHES_A_STEP` micro-batches; a share of
 `READING_SHARE` are the base's own (`hypernet.training.base.sample_row`), the rest are those of
 `hypernet.training.hypernetwork.Trainer` with the reading rows' answers as one more loss.
 """
