@@ -39,6 +39,8 @@ QUESTIONS = 6
 LM_WEIGHT = 0.1
 MICRO_TOKENS = 4096
 POOL_TOKENS = 32_768
+RECORDS_SHARE = 0.1
+"""Which share of the micro-batches are records of random tokens."""
 
 
 def base_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -51,11 +53,6 @@ def base_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         num_key_value_heads=6, max_position_embeddings=2048, rope_theta=10000.0, attention_bias=True,
         tie_word_embeddings=True, rms_norm_eps=1e-6, use_cache=False, bos_token_id=None,
         eos_token_id=tokenizer.convert_tokens_to_ids(END), pad_token_id=tokenizer.convert_tokens_to_ids(PAD))
-
-
-def records_share(progress: float) -> float:
-    """Which share of the micro-batches are records of random tokens."""
-    return 0.1
 
 
 def fact_count(rng: Random, progress: float) -> int:
@@ -163,7 +160,7 @@ def reading_loss(model: LlamaForCausalLM, batch: Batch, name: str = "answer",
 
 
 class ReadingBatches:
-    """Micro-batches of documents and of records, drawn in the shares of the schedule."""
+    """Micro-batches of documents and, for `RECORDS_SHARE` of them, of records."""
 
     def __init__(self, encoding: Encoding, rng: Random, vocabulary: int) -> None:
         self._encoding, self._rng, self._vocabulary = encoding, rng, vocabulary
@@ -171,7 +168,7 @@ class ReadingBatches:
 
     def next_loss(self, model: LlamaForCausalLM, progress: float) -> loop.StepReport:
         """The loss on the next micro-batch."""
-        if self._rng.random() < records_share(progress):
+        if self._rng.random() < RECORDS_SHARE:
             most = 2 if progress < 0.1 else 4 if progress < 0.2 else 8
             rows = [records_row(self._rng, self._encoding, self._vocabulary, most) for _ in range(48)]
             return reading_loss(model, collate(rows), name="records", lm_weight=0.0)

@@ -13,8 +13,10 @@ are concatenated along the rank. Losses, all over answer tokens:
   cross-entropy on X's questions (weight `MIX`). Recall comes first; keep alone would teach the adapter to switch itself
   off whenever a document stands in the prompt.
 
-Chunks: one for the first tenth, then half of the micro-batches concatenate 2 to 4. Facts per document as in the base's
-curriculum. Muon 0.02 on matrices, AdamW 1e-3 on the rest, linear decay over the last half.
+Chunks: one for the first tenth, then half of the micro-batches concatenate 2 to 4. Facts of a chunk: `fact_count`.
+Muon 0.01 on matrices, AdamW 5e-4 on the rest, linear decay over the last four fifths; with weights to begin with, the
+schedule starts at `INTERFERENCE_FROM`. In the joint stage (`hypernet.training.joint`) gold answers stand in for the
+teacher's.
 """
 
 from __future__ import annotations
@@ -146,7 +148,6 @@ class Trainer:
         labels = closed.labels[closed.labels != IGNORED]
         negative = self._negative_places(closed, groups)
         losses = F.cross_entropy(logits, labels, reduction="none")
-        answerable = ~self._unanswerable_places(closed, groups, negative)
         loss = losses.sum()
         right = (logits.argmax(-1) == labels)[~negative].float()
         sums = {f"loss_{chunks}x{facts}": (float(losses[~negative].sum().detach()), int((~negative).sum())),
@@ -158,6 +159,7 @@ class Trainer:
             sums["reading"] = (float(read.detach()), right.numel())
             sums["reading_right"] = (int((teacher.argmax(-1) == labels[~negative]).sum()), right.numel())
         else:
+            answerable = ~self._unanswerable_places(closed, groups, negative)
             kl = F.kl_div(logits[~negative].log_softmax(-1), teacher.log_softmax(-1), log_target=True,
                           reduction="none").sum(-1) * answerable[~negative]
             loss = loss + DISTILL * kl.sum()
@@ -244,11 +246,11 @@ def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: in
     matrices, others = split_parameters(network)
     optimiser = Optimiser(matrices, others, muon_lr=0.01, adam_lr=5e-4, decay=0.8)
     trainer = Trainer(base, Encoding(tokenizer), network, Random(seed))
+    start_progress = 0.0 if start is None else INTERFERENCE_FROM
 
     def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
         for _ in range(BATCHES_A_STEP):
             yield trainer.micro_batch(start_progress + (1 - start_progress) * progress)
 
-    start_progress = 0.0 if start is None else INTERFERENCE_FROM
     loop.run(network, optimiser, steps, minutes, folder, "hypernetwork")
     return network

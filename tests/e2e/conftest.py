@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,17 +53,21 @@ def make_tenant(server: Server, name: str = "") -> Tenant:
     return Tenant(name, key, server.http(key), server.openai(key))
 
 
-@pytest.fixture
-def tenant(server: Server) -> Iterator[Tenant]:
+@contextmanager
+def _new_tenant(server: Server) -> Iterator[Tenant]:
     made = make_tenant(server)
     yield made
     made.http.close()
     made.openai.close()
+
+
+@pytest.fixture
+def tenant(server: Server) -> Iterator[Tenant]:
+    with _new_tenant(server) as made:
+        yield made
 
 
 @pytest.fixture
 def other_tenant(server: Server) -> Iterator[Tenant]:
-    made = make_tenant(server)
-    yield made
-    made.http.close()
-    made.openai.close()
+    with _new_tenant(server) as made:
+        yield made
