@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serve.cli import chat, diagnose, documents, evaluate, keys, server, train
+from serve.cli import chat, checkpoint, diagnose, documents, evaluate, keys, server, train
 
 app = typer.Typer(
     name="imprint",
@@ -22,6 +22,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(documents.app, name="document")
 app.command("chat")(chat.chat)
 app.add_typer(train.app, name="train")
+app.add_typer(checkpoint.app, name="checkpoint")
 app.command("eval")(evaluate.evaluate)
 app.command("doctor")(diagnose.doctor)
 

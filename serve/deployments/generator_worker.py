@@ -46,8 +46,8 @@ class AdapterGenerator(Protocol):
         """Check a document. Raises DocumentError."""
         ...
 
-    def generate(self, documents: Sequence[DocumentText]) -> list[GeneratedAdapter]:
-        """Adapters for checked documents, in one batch."""
+    def generate(self, documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
+        """Adapters for documents and what `chunk` gave for them, in one batch."""
         ...
 
 
@@ -150,8 +150,8 @@ class GeneratorWorker:
     def _run_batch(self, leased: list[LeasedJob]) -> None:
         self._metrics.batch_documents.observe(len(leased))
         self._reached("leased", leased)
-        good = [item for item in leased if self._check(item)]
-        for item, generated in self._generate(good):
+        checked = [(item, self._check(item)) for item in leased]
+        for item, generated in self._generate([(item, chunks) for item, chunks in checked if chunks]):
             try:
                 self._deliver(item, generated)
             except _Stopping:
@@ -166,36 +166,35 @@ class GeneratorWorker:
                 self._fail(item, f"The adapter could not be stored: {error}", retry=True)
             self._let_go(item.job.id)
 
-    def _check(self, item: LeasedJob) -> bool:
-        """Whether the job is still ours and its document can become an adapter; fails the job alone if not."""
+    def _check(self, item: LeasedJob) -> list[Chunk]:
+        """The chunks of the document; none where the job is no longer ours or fails, alone, for its document."""
         try:
             self._progress(item, "generating", 0.1)
-            self._generator.chunk(_text(item))
+            return self._generator.chunk(_text(item))
         except LeaseLost as error:
             logger.warning("%s", error)
             self._let_go(item.job.id)
-            return False
         except DocumentError as error:
             self._fail(item, str(error), retry=False)
-            return False
-        return True
+        return []
 
-    def _generate(self, items: list[LeasedJob]) -> list[tuple[LeasedJob, GeneratedAdapter]]:
+    def _generate(self, items: list[tuple[LeasedJob, list[Chunk]]]) -> list[tuple[LeasedJob, GeneratedAdapter]]:
         """Adapters of a batch; when it fails as a whole, one by one, so that only the culprit's job fails."""
         if not items:
             return []
         started = time.monotonic()
         try:
-            generated = self._generator.generate([_text(item) for item in items])
+            generated = self._generator.generate([_text(item) for item, _ in items], [chunks for _, chunks in items])
         except Exception as error:
             if len(items) > 1:
                 logger.exception("a batch of %d documents failed; trying one by one", len(items))
-                return [pair for item in items for pair in self._generate([item])]
-            logger.exception("job %s failed", items[0].job.id)
-            self._fail(items[0], f"Generation failed: {error}", retry=not isinstance(error, DocumentError))
+                return [pair for one in items for pair in self._generate([one])]
+            item = items[0][0]
+            logger.exception("job %s failed", item.job.id)
+            self._fail(item, f"Generation failed: {error}", retry=not isinstance(error, DocumentError))
             return []
         self._metrics.stage_seconds.labels("generate").observe(time.monotonic() - started)
-        return list(zip(items, generated, strict=True))
+        return [(item, one) for (item, _), one in zip(items, generated, strict=True)]
 
     def _deliver(self, item: LeasedJob, generated: GeneratedAdapter) -> None:
         adapter_id = new_id("adp")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from transformers import AutoConfig
 from hypernet.documents import DocumentError, DocumentText
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.generate import CheckpointMismatch, HypernetGenerator
-from hypernet.lora import validate_folder
+from hypernet.lora import LoraAdapter, validate_folder
+from hypernet.reader import NativeReader
 from tests.hypernet.helpers import HIDDEN, INNER, LAYERS, deltas
 
 SHORT = DocumentText("Lamp", "The lamp costs $4.20.")
@@ -24,6 +26,11 @@ LONG = DocumentText("Lamps", " ".join(f"Lamp {i} stands in room {i}0 and costs {
 @pytest.fixture(scope="module")
 def generator(pair: tuple[Path, Path]) -> HypernetGenerator:
     return HypernetGenerator.load(pair[1], pair[0], max_rank=16, threads=1)
+
+
+def native(generator: HypernetGenerator) -> NativeReader:
+    assert isinstance(generator.reader, NativeReader)
+    return generator.reader
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -46,7 +53,8 @@ def test_one_document(generator: HypernetGenerator, pair: tuple[Path, Path], tmp
 
 
 def test_fingerprints(generator: HypernetGenerator, pair: tuple[Path, Path]) -> None:
-    assert generator.base_fingerprint == fingerprint_folder(pair[0]) == generator.network.config.base_fingerprint
+    assert generator.base_fingerprint == fingerprint_folder(pair[0])
+    assert generator.base_fingerprint == native(generator).network.config.base_fingerprint
     assert generator.fingerprint == fingerprint_folder(pair[1]) != generator.base_fingerprint
 
 
@@ -59,6 +67,26 @@ def test_batch_does_not_matter(generator: HypernetGenerator, pair: tuple[Path, P
         assert_same(deltas(made.lora), deltas(single.generate([document])[0].lora))
     one, other = deltas(together[0].lora), deltas(together[2].lora)
     assert max(float((one[path] - other[path]).abs().max()) for path in one) > 1e-3
+
+
+def test_a_pass_holds_few_tokens_or_one_chunk(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, int]] = []
+    adapters = generator.reader.adapters
+
+    def count(chunks: Sequence[list[int]]) -> list[LoraAdapter]:
+        passes.append((len(chunks), max(map(len, chunks))))
+        return adapters(chunks)
+
+    documents = [SHORT, OTHER, LONG, SHORT]
+    wanted = generator.generate(documents)
+    monkeypatch.setattr(generator.reader, "adapters", count)
+    monkeypatch.setattr("hypernet.generate.BATCH_TOKENS", 60)
+    found = generator.generate(documents)
+    assert sum(number for number, _ in passes) == sum(len(made.chunks) for made in found)
+    assert all(number == 1 or number * length <= 60 for number, length in passes)
+    assert 1 < len(passes) < sum(number for number, _ in passes)
+    for one, other in zip(wanted, found, strict=True):
+        assert_same(deltas(one.lora), deltas(other.lora))
 
 
 def test_several_chunks_concatenate_ranks(generator: HypernetGenerator) -> None:
@@ -76,12 +104,22 @@ def test_several_chunks_concatenate_ranks(generator: HypernetGenerator) -> None:
 def test_all_chunks_fit_the_hypernetwork(generator: HypernetGenerator) -> None:
     words = DocumentText("Lamps", "lamp " * 60)
     for made in generator.generate([LONG, words, DocumentText("x" * 30, "y" * 90)]):
-        assert all(chunk.tokens <= generator.network.config.max_tokens for chunk in made.chunks)
+        most = native(generator).network.config.max_tokens
+        assert all(chunk.tokens <= most for chunk in made.chunks)
 
 
 def test_generating_twice_gives_the_same(generator: HypernetGenerator) -> None:
     first, second = generator.generate([LONG])[0], generator.generate([LONG])[0]
     assert all(torch.equal(update, deltas(second.lora)[path]) for path, update in deltas(first.lora).items())
+
+
+def test_known_chunks_are_not_cut_again(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [LONG, SHORT]
+    plain, chunks = generator.generate(documents), [generator.chunk(document) for document in documents]
+    monkeypatch.delattr(HypernetGenerator, "chunk")
+    for one, other in zip(plain, generator.generate(documents, chunks), strict=True):
+        assert_same(deltas(one.lora), deltas(other.lora))
+        assert one.chunks == other.chunks and "chunk" in one.seconds and "chunk" not in other.seconds
 
 
 def test_no_documents(generator: HypernetGenerator) -> None:
@@ -90,7 +128,7 @@ def test_no_documents(generator: HypernetGenerator) -> None:
 
 def test_unfit_documents(generator: HypernetGenerator) -> None:
     for document, message in ((DocumentText("Lamp", " \n "), "is empty"),
-                              (DocumentText("", "The lamp is red. " * 300), "at most")):
+                              (DocumentText("", "The lamp is red. " * 300), "tokens")):
         with pytest.raises(DocumentError, match=message):
             generator.chunk(document)
         with pytest.raises(DocumentError, match=message):
@@ -109,6 +147,15 @@ def test_another_base_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> Non
 def test_too_small_a_rank_is_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(CheckpointMismatch, match="max_lora_rank 2 is below"):
         HypernetGenerator.load(pair[1], pair[0], max_rank=2)
+
+
+def test_unknown_kinds_of_checkpoint_are_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(pair[1], tmp_path / "hypernetwork")
+    config = tmp_path / "hypernetwork" / "config.json"
+    for kind, message in (("later-kind", "'later-kind'.*cannot run"), ("text-to-lora", "task descriptions")):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"format": kind}))
+        with pytest.raises(CheckpointMismatch, match=message):
+            HypernetGenerator.load(tmp_path / "hypernetwork", pair[0])
 
 
 def test_missing_folders(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from hypernet.documents import DocumentText
+from hypernet.documents import Chunk, DocumentText
 from hypernet.generate import GeneratedAdapter, HypernetGenerator
 from hypernet.lora import LoraAdapter
 from router.embed import MiniLmEncoder
@@ -58,7 +58,7 @@ def encoder() -> MiniLmEncoder:
 def bench(tmp_path: Path, pair: tuple[Path, Path], encoder: MiniLmEncoder) -> Iterator[Bench]:
     base, checkpoint = pair
     config = ImprintConfig(
-        data_dir=tmp_path, base={"model": str(base)}, generator={"checkpoint": str(checkpoint), "lease_s": 1}
+        data_dir=tmp_path, base={"model": str(base)}, generator={"checkpoint": str(checkpoint), "lease_s": 5}
     )
     migrate(config.registry.url)
     registry = Registry.open(config.registry.url)
@@ -88,6 +88,21 @@ def test_batch_is_published(bench: Bench, tmp_path: Path) -> None:
     assert bench.worker.run_once() == 0
 
 
+def test_a_document_is_cut_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    whole = bench.generator.chunk
+
+    def chunk(document: DocumentText) -> list[Chunk]:
+        seen.append(document.text)
+        return whole(document)
+
+    monkeypatch.setattr(bench.generator, "chunk", chunk)
+    posted = [bench.post("Room 1 is blue."), bench.post("Room 2 is red.")]
+    bench.worker.run_once()
+    assert sorted(seen) == ["Room 1 is blue.", "Room 2 is red."]
+    assert [bench.job(post).state for post in posted] == ["succeeded", "succeeded"]
+
+
 def test_a_bad_document_fails_alone(bench: Bench) -> None:
     bad, good = bench.post("word " * 100_000), bench.post("The lamp is red.")
     bench.worker.run_once()
@@ -98,10 +113,10 @@ def test_a_bad_document_fails_alone(bench: Bench) -> None:
 def test_a_batch_that_fails_is_tried_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
         if any("poison" in document.text for document in documents):
             raise MemoryError("too much")
-        return whole(documents)
+        return whole(documents, chunks)
 
     monkeypatch.setattr(bench.generator, "generate", generate)
     poison, good = bench.post("A poison."), bench.post("The lamp is red.")
@@ -114,9 +129,9 @@ def test_a_batch_that_fails_is_tried_one_by_one(bench: Bench, monkeypatch: pytes
 def test_an_invalid_adapter_is_never_published(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
         broken = []
-        for generated in whole(documents):
+        for generated in whole(documents, chunks):
             tensors = {path: (a, torch.full_like(b, float("nan"))) for path, (a, b) in generated.lora.tensors.items()}
             broken.append(replace(generated, lora=replace(generated.lora, tensors=tensors)))
         return broken
@@ -134,9 +149,9 @@ def test_a_document_deleted_on_the_way_leaves_nothing(bench: Bench, monkeypatch:
     posted, other = bench.post("The lamp is red."), bench.post("The door is green.")
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
         bench.registry.delete_document(bench.tenant_id, posted.document.id)
-        return whole(documents)
+        return whole(documents, chunks)
 
     monkeypatch.setattr(bench.generator, "generate", generate)
     bench.worker.run_once()
