@@ -39,6 +39,7 @@ from hypernet.perceiver import Factors, HypernetConfig, Hypernetwork, concatenat
 from hypernet.training import loop
 from hypernet.training.base import small_talk
 from hypernet.training.batches import IGNORED, Batch, Encoding, collate
+from hypernet.training.copying import set_copying_factors
 from hypernet.training.corpus.documents import (
     NOT_KNOWN,
     Question,
@@ -120,7 +121,7 @@ class Trainer:
         """Logits `[N, V]` at the answers' places, and all hidden states."""
         output = self.base.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions,
                                  use_cache=False, output_hidden_states=True)
-        return self.base.lm_head(output.last_hidden_state[batch.labels != IGNORED]), output.hidden_states
+        return self.base.lm_head(output.last_hidden_state[batch.labels != IGNORED]).float(), output.hidden_states
 
     def _adapters(self, reading: Batch, hidden: tuple[Tensor, ...], chunks: int) -> Factors:
         length = int(reading.prefix.sum(1).max())
@@ -219,10 +220,12 @@ class Trainer:
 
 
 def hypernetwork_for(base: PreTrainedModel, base_fingerprint: str = "") -> Hypernetwork:
-    """A fresh hypernetwork of the shipped shape for `base`."""
-    return Hypernetwork(HypernetConfig(
+    """A fresh hypernetwork of the shipped shape for `base`, its B factors beginning as embeddings of the document."""
+    network = Hypernetwork(HypernetConfig(
         features=(base.config.num_hidden_layers + 1) * base.config.hidden_size, layers=base.config.num_hidden_layers,
         targets=targets_of(base, TARGETS), rank=RANK, base_fingerprint=base_fingerprint))
+    set_copying_factors(network, base.config.hidden_size)
+    return network
 
 
 def split_parameters(network: Hypernetwork) -> tuple[list[Tensor], list[Tensor]]:

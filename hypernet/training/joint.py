@@ -24,7 +24,7 @@ from hypernet.training import loop
 from hypernet.training.batches import Encoding
 from hypernet.training.hypernetwork import Trainer, hypernetwork_for, split_parameters
 
-BATCHES_A_STEP, READING_SHARE = 2, 0.35
+BATCHES_A_STEP, READING_SHARE = 2, 0.25
 
 
 def train_joint(base_folder: Path, folder: Path, minutes: float,
@@ -35,7 +35,8 @@ def train_joint(base_folder: Path, folder: Path, minutes: float,
     torch.manual_seed(0)
     network = hypernetwork_for(base)
     both = nn.ModuleDict({"base": base, "network": network})
-    optimiser = reading.optimiser_for(base, split_parameters(network))
+    optimiser = reading.optimiser_for(base, split_parameters(network), muon_lr=0.004)
+    optimiser.decay = 0.75
     encoding, rng = Encoding(tokenizer), Random(seed)
     trainer = Trainer(base, encoding, network, rng, joint=True)
     source = reading.ReadingBatches(encoding, rng, len(tokenizer))

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from hypernet.training.optimizer import Optimiser
+from hypernet.training.precision import mixed_precision
 
 
 @dataclass
@@ -87,7 +88,12 @@ def run(module: torch.nn.Module, optimiser: Optimiser, micro_batches: Callable[[
         progress = used / (minutes * 60)
         while progress < 1.0:
             total, loss = 0, 0.0
-            for report in micro_batches(progress, step):
+            reports = iter(micro_batches(progress, step))
+            while True:
+                with mixed_precision():
+                    report = next(reports, None)
+                if report is None:
+                    break
                 report.loss.backward()
                 loss += float(report.loss.detach())
                 total += report.count

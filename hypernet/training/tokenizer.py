@@ -46,7 +46,7 @@ def _texts(documents: int, seed: int) -> Iterator[str]:
         yield from GENERAL_QUESTIONS
 
 
-def train_tokenizer(folder: Path, vocabulary: int = 1024, documents: int = 30_000, seed: int = 7) -> None:
+def train_tokenizer(folder: Path, vocabulary: int = 2048, documents: int = 30_000, seed: int = 7) -> None:
     """Train the tokenizer on sampled documents and write it to `folder` in the Hugging Face layout."""
     tokenizer = Tokenizer(models.BPE())
     # A marker that is not "special" stays visible to the decoder, which drops it together with the space after it.

@@ -83,9 +83,54 @@ def test_an_empty_text_is_refused(tokenizer: PreTrainedTokenizerFast, text: str)
         chunk_document(DocumentText("Lamp", text), tokenizer, 96, 500, 4)
 
 
+class Counting:
+    """A tokenizer that notes how many characters it was given in all."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self.characters = 0
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.characters += len(text)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
 def test_too_long_a_text_is_refused_with_the_limit(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(DocumentError, match="text: has about .* tokens; at most 200"):
+    with pytest.raises(DocumentError, match="text: .* more than 200 tokens, the most that fit"):
         chunk_document(DocumentText("", "The lamp is red. " * 200), tokenizer, 40, 100, 2)
+
+
+@pytest.mark.parametrize("unit", ["word ", "The lamp is red. ", "x", "The lamp is red\n", " ", "é"])
+def test_a_huge_text_is_refused_without_tokenising_all_of_it(tokenizer: PreTrainedTokenizerFast, unit: str) -> None:
+    counting = Counting(tokenizer)
+    text = "A lamp" + unit * (900_000 // len(unit))
+    with pytest.raises(DocumentError, match="more than 2000 tokens"):
+        chunk_document(DocumentText("", text), counting, 100, 500, 4)
+    assert counting.characters < 60_000
+
+
+def test_a_few_long_lines_that_fit_in_sum_are_cut_to_fit(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Three lines, each of more than half a chunk, for two chunks."""
+    line = " ".join(f"lamp {i}" for i in range(30))
+    size = tokens(tokenizer, line)
+    limit = int(size * 1.7)
+    text = "\n".join([line] * 3)
+    chunks = chunk_document(DocumentText("", text), tokenizer, limit, limit, 2)
+    assert len(chunks) == 2 and all(tokens(tokenizer, chunk.text) <= limit for chunk in chunks)
+    assert "".join(text[chunk.start:chunk.end] for chunk in chunks) == text
+
+
+def test_the_message_for_what_no_cut_can_fit_does_not_contradict_itself() -> None:
+    """Single characters of three tokens each leave a token of every chunk unused."""
+
+    class ThreeEach:
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [0] * (3 * len(text))
+
+    with pytest.raises(DocumentError) as refused:
+        chunk_document(DocumentText("", "abcdefg"), ThreeEach(), 10, 11, 2)
+    assert str(refused.value) == (
+        "text: is too long: its 21 tokens, even cut between words, do not fit 2 chunks of at most 11 tokens each")
 
 
 def test_too_long_a_title_is_refused_with_the_limit(tokenizer: PreTrainedTokenizerFast) -> None:

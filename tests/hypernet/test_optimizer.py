@@ -66,7 +66,7 @@ def test_schedule() -> None:
     full = rates(0.3)
     assert full == [0.02, 0.001]
     assert rates(0.0) == pytest.approx([rate * 0.01 for rate in full])
-    assert rates(0.75) == pytest.approx([rate * 0.5 for rate in full])
+    assert rates(0.7) == pytest.approx([rate * 0.5 for rate in full])
     assert rates(1.0) == pytest.approx([rate * 0.05 for rate in full])
     assert all(p.grad is None for p in parameters)
 

@@ -29,7 +29,7 @@ def gradients(module: torch.nn.Module) -> list[bool]:
             for name, p in module.named_parameters() if name not in idle]
 
 
-def test_base_reads_documents_and_records(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_base_reads_documents_and_copies(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama(tokenizer, seed=5)
     source = reading.ReadingBatches(Encoding(tokenizer), Random(1), len(tokenizer))
     names = set()
@@ -37,11 +37,11 @@ def test_base_reads_documents_and_records(tokenizer: PreTrainedTokenizerFast) ->
         report = source.next_loss(model, 0.0)
         assert torch.isfinite(report.loss) and report.count > 0
         names |= set(report.sums)
-        if {"records_loss", "answer_loss"} <= names:
+        if {"copying_loss", "answer_loss"} <= names:
             break
     report.loss.backward()
     assert all(gradients(model))
-    assert {"answer_loss", "records_loss", "document_loss"} <= names
+    assert {"answer_loss", "copying_loss", "document_loss"} <= names
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.5, 1.0])
