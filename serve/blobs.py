@@ -132,6 +132,29 @@ class BlobStore:
             return False
         return True
 
+    def list_folders(self, prefix: str) -> list[str]:
+        """Names of the folders right below a prefix, whole and half-written ones; none when there is no such prefix."""
+        try:
+            entries = self._fs.ls(self._path(prefix), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+
+    def last_written(self, prefix: str) -> float:
+        """When anything in a folder, whole or half-written, was last written, in seconds since the epoch.
+
+        Raises BlobMissing when there is nothing, NotImplementedError when the storage keeps no times.
+        """
+        path = self._path(prefix)
+        if self._local:
+            folder = Path(path)
+            times = [place.stat().st_mtime for place in (folder, *folder.rglob("*"))] if folder.is_dir() else []
+        else:
+            times = [self._fs.modified(name).timestamp() for name in self._fs.find(path)]
+        if not times:
+            raise BlobMissing(f"{prefix} is not stored")
+        return max(times)
+
     def _path(self, prefix: str) -> str:
         _check_name(prefix)
         return f"{self._root}/{prefix}"

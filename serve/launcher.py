@@ -1,8 +1,8 @@
 """Runs one Imprint server on this machine: a local Ray, Ray Serve, the application; and ends all of it in order.
 
 The order matters: environment (Ray and vLLM read it when they are imported or start processes), registry schema,
-first admin key, Ray, application, ready line; and backwards on SIGTERM or Ctrl-C, with vLLM's processes first, since
-they do not end with their parent.
+first admin key, leftovers of a killed server, Ray, application, ready line; and backwards on SIGTERM or Ctrl-C, with
+vLLM's processes first, since they do not end with their parent.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from typing import NoReturn
 import httpx
 import psutil
 
+from serve.blobs import BlobStore
 from serve.config import ConfigError, ImprintConfig, ServeFile, load_serve_file
 from serve.registry import Registry, RegistryError
+from serve.sweep import sweep
+
+logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
@@ -77,6 +81,14 @@ def first_admin_key(registry: Registry) -> str | None:
     return secret
 
 
+def sweep_leftovers(config: ImprintConfig, registry: Registry) -> None:
+    """Remove what a killed generator left. It only costs space, so a failure is logged and the server starts."""
+    try:
+        sweep(config, registry, BlobStore.open(config.blobs.url))
+    except Exception:
+        logger.exception("leftovers of killed generators could not be removed")
+
+
 def _serve(file: ServeFile) -> None:
     _check_port(file)
     _set_environment(environment(file.config))
@@ -91,6 +103,7 @@ def _serve(file: ServeFile) -> None:
         prepare(file.config)
         registry = Registry.open(file.config.registry.url)
         secret = first_admin_key(registry)
+        sweep_leftovers(file.config, registry)
         registry.close()
         if secret is not None:
             _say(f"First admin key, shown only now: {secret}")

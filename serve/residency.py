@@ -1,4 +1,4 @@
-"""Which adapters may be in the engine's LoRA slots, and who waits for one.
+"""Which adapters may be in the engine's LoRA slots, who waits for one, and which ones nobody needs.
 
 vLLM's own pins cannot be undone, and its cache raises when all slots are pinned. So this table counts the users of each
 adapter before the engine hears of it, and lets at most as many different adapters in at a time as there are slots.
@@ -7,10 +7,11 @@ adapter before the engine hears of it, and lets at most as many different adapte
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 
@@ -60,7 +61,27 @@ class ResidencyTable:
         self._clock = clock
         self._in_use: dict[str, Resident] = {}
         self._idle: dict[str, Resident] = {}
+        self._named: Counter[str] = Counter()
         self._queue: deque[_Waiter] = deque()
+
+    @contextmanager
+    def name(self, adapter_id: str) -> Iterator[None]:
+        """Marks the adapter as needed for the length of the block: from before a request looks for its files, so also
+        while it waits for a slot, until the request is over."""
+        self._named[adapter_id] += 1
+        try:
+            yield
+        finally:
+            self._named[adapter_id] -= 1
+            if not self._named[adapter_id]:
+                del self._named[adapter_id]
+
+    def idle_s(self, adapter_id: str) -> float | None:
+        """For how many seconds no request has needed the adapter: None while one does, infinite if none is known."""
+        if adapter_id in self._named or adapter_id in self._in_use:
+            return None
+        resident = self._idle.get(adapter_id)
+        return math.inf if resident is None else self._clock() - resident.last_used
 
     @asynccontextmanager
     async def hold(self, adapter_id: str) -> AsyncIterator[None]:

@@ -76,7 +76,7 @@ class Observe:
             raise
         finally:
             self._metrics.in_flight.dec()
-            template = getattr(scope.get("route"), "path", "unmatched")
+            template = getattr(scope.get("route"), "path_format", "unmatched")
             method = scope["method"] if template != "unmatched" else "other"
             self._metrics.requests.labels(template, method, str(status)).inc()
             self._metrics.request_seconds.labels(template, method).observe(time.monotonic() - started)

@@ -31,6 +31,8 @@ from serve.registry.records import Document, PostResult
 router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
 _POLL_S = (0.02, 0.25)  # first and longest pause between looks at a job
+# External IDs may hold slashes ("handbook/returns.md"), plain or escaped; servers see no difference between the two.
+_ONE = "/{document_id:path}"
 _BODY = documented_body(DocumentPost, multipart=MULTIPART_SCHEMA)
 
 DocumentId = Annotated[str, Path(description="A document ID, or the client's own external ID.", max_length=512)]
@@ -69,7 +71,7 @@ async def post_document(
     return await _posted(services, response, result, wait)
 
 
-@router.put("/{document_id}", status_code=202, openapi_extra=_BODY, responses={
+@router.put(_ONE, status_code=202, openapi_extra=_BODY, responses={
     200: {"model": PostedDocument, "description": "The job has ended, or this content was there already"},
     **error_docs(400, 401, 403, 404, 409, 413, 415),
 })
@@ -121,7 +123,7 @@ async def list_documents(
     )
 
 
-@router.get("/{document_id}", responses=error_docs(400, 401, 403, 404))
+@router.get(_ONE, responses=error_docs(400, 401, 403, 404))
 async def get_document(
     services: ServicesDep, tenant: TenantDep, document_id: DocumentId, wait: Wait = 0
 ) -> DocumentDetail:
@@ -139,7 +141,7 @@ async def get_document(
     )
 
 
-@router.delete("/{document_id}", responses=error_docs(401, 403, 404))
+@router.delete(_ONE, responses=error_docs(401, 403, 404))
 async def delete_document(services: ServicesDep, tenant: TenantDep, document_id: DocumentId) -> DeletedDocument:
     """Remove a document, all its versions and adapters. Requests that come after the answer do not find them."""
     document = await find_document(services, tenant.id, document_id)

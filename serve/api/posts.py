@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
@@ -28,7 +29,12 @@ class DocumentPost(BaseModel):
 
     text: StrictStr
     title: StrictStr = Field("", max_length=TITLE_LENGTH)
-    external_id: StrictStr | None = Field(None, min_length=1, max_length=200)
+    external_id: StrictStr | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="Your own ID. It may hold slashes, but no '.' or '..' between them and no control characters.",
+    )
     collection: StrictStr | None = Field(None, min_length=1, max_length=100)
     metadata: dict[MetadataKey, Scalar] | None = Field(None, max_length=64)
 
@@ -71,6 +77,8 @@ def _checked(post: DocumentPost, limits: LimitsConfig) -> DocumentPost:
             raise ApiError(400, f"'{name}' holds a NUL character.", param=name, code="invalid_value")
     if "\x00" in json.dumps(post.metadata, ensure_ascii=False).replace("\\u0000", "\x00"):
         raise ApiError(400, "'metadata' holds a NUL character.", param="metadata", code="invalid_value")
+    if post.external_id is not None:
+        _check_fits_url(post.external_id)
     text = post.text.removeprefix("\ufeff")
     if not text.replace("\ufeff", "").strip():
         raise ApiError(400, "'text' is empty.", param="text", code="empty_text")
@@ -79,6 +87,17 @@ def _checked(post: DocumentPost, limits: LimitsConfig) -> DocumentPost:
         raise too_large(limits.max_document_bytes, size, "text")
     title = " ".join(post.title.split()) or _title_of(text)
     return post.model_copy(update={"text": text, "title": title})
+
+
+def _check_fits_url(external_id: str) -> None:
+    """Raise ApiError 400 for an ID that could not be fetched by its URL. Slashes can."""
+    if not {".", ".."}.isdisjoint(external_id.split("/")):
+        message = "'external_id' must not be or hold '.' or '..' between slashes: clients leave these out of a URL."
+    elif any(unicodedata.category(character) == "Cc" for character in external_id):
+        message = "'external_id' must not hold control characters such as line ends."
+    else:
+        return
+    raise ApiError(400, message, param="external_id", code="invalid_value")
 
 
 def _title_of(text: str) -> str:

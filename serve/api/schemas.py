@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from serve.registry.records import Adapter, ApiKey, Document, Job
+from serve.registry.records import Adapter, AdapterState, ApiKey, Document, DocumentState, Job, JobState
 
 
 class JobObject(BaseModel):
@@ -16,7 +16,7 @@ class JobObject(BaseModel):
     object: Literal["job"] = "job"
     document_id: str
     version: int
-    status: Literal["queued", "running", "succeeded", "failed"]
+    status: JobState
     stage: str
     fraction: float
     attempts: int
@@ -38,7 +38,7 @@ class DocumentObject(BaseModel):
     title: str
     metadata: dict[str, Any]
     content_hash: str
-    status: Literal["processing", "ready", "degraded", "stale", "failed", "deleted"]
+    status: DocumentState
     version: int
     current_version: int | None
     adapter_id: str | None
@@ -78,7 +78,7 @@ class AdapterObject(BaseModel):
     version: int
     job_id: str
     kind: str
-    status: Literal["ready", "degraded", "stale", "deleted"]
+    status: AdapterState
     current: bool
     rank: int
     alpha: float

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypernet.fingerprint import fingerprint_folder
 from serve.blobs import BlobStore
+from serve.cluster import check_registry_fits_cluster
 from serve.config import ImprintConfig
 from serve.deployments.engine_adapters import AdapterCache, LocalAdapter
 from serve.deployments.engine_context import EngineContext, EngineRefusal
@@ -28,6 +29,8 @@ __all__ = ["EngineContext", "EngineDeployment", "EngineRefusal"]
 logger = logging.getLogger(__name__)
 
 STREAM_WINDOW_S = 0.025
+FOLLOW_S = 10.0  # between looks for adapters that were deleted or replaced
+DROP_IDLE_S = 30.0  # vLLM may still be ending the last request for a while after its client has gone
 
 
 class EngineDeployment:
@@ -35,10 +38,11 @@ class EngineDeployment:
 
     def __init__(self, config: ImprintConfig | dict[str, Any]) -> None:
         self._runtime: VllmRuntime | None = None
+        config = ImprintConfig(**config) if isinstance(config, dict) else config
+        check_registry_fits_cluster(config.registry.url)
         # Loaded here, not on import: the process that only describes the deployment does not need vLLM.
         from serve.deployments.engine_vllm import VllmRuntime
 
-        config = ImprintConfig(**config) if isinstance(config, dict) else config
         model = config.base_path()
         self.base_fingerprint = fingerprint_folder(_model_folder(model))
         self._registry = Registry.open(config.registry.url)
@@ -55,6 +59,7 @@ class EngineDeployment:
         self._loras: dict[str, LoRARequest] = {}
         self._verified = False
         self._verifying = asyncio.Lock()
+        self._follower: asyncio.Task[None] | None = None
         self._runtime = VllmRuntime(model, config.engine)
 
     async def chat(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
@@ -96,17 +101,28 @@ class EngineDeployment:
             )
         return {"slots": self._residency.slots, "waiting": self._residency.waiting, "adapters": rows}
 
-    async def forget(self, adapter_id: str) -> bool:
-        """Drops a deleted adapter from vLLM's memory and this node's disk. False while requests still use it."""
+    async def drop_unneeded(self) -> list[str]:
+        """Forgets adapters that were deleted or replaced and that no request has needed for a while; gives their IDs.
+
+        A replaced adapter can still be pinned; then it is fetched and loaded again.
+        """
+        unneeded = await self._cache.unneeded(self._loras)
+        return [adapter_id for adapter_id in unneeded if await self.forget(adapter_id, DROP_IDLE_S)]
+
+    async def forget(self, adapter_id: str, idle_s: float = 0.0) -> bool:
+        """Drops an adapter from vLLM's memory and this node's disk. False while a request needs it, or when one did
+        within the last ``idle_s`` seconds."""
         runtime = await self._ready()
-        if self._residency.users(adapter_id):
+        # Up to the rename in `discard` nothing may await: a request that begins then finds no trace of the adapter.
+        idle = self._residency.idle_s(adapter_id)
+        if idle is None or idle < idle_s:
             return False
         runtime.models.lora_requests.pop(adapter_id, None)
         lora = self._loras.pop(adapter_id, None)
         self._residency.forget(adapter_id)
+        await self._cache.discard(adapter_id)
         if lora is not None:
             await runtime.engine.remove_lora(lora.lora_int_id)
-        await self._cache.discard(adapter_id)
         return True
 
     async def health(self) -> dict[str, Any]:
@@ -131,8 +147,11 @@ class EngineDeployment:
     async def shutdown(self) -> None:
         """Ends the engine's processes. May be called twice."""
         runtime, self._runtime = self._runtime, None
+        if self._follower is not None:
+            self._follower.cancel()
         if runtime is not None:
             await asyncio.to_thread(runtime.shutdown)
+            self._cache.close()
             self._registry.close()
 
     def __del__(self) -> None:
@@ -148,6 +167,7 @@ class EngineDeployment:
                 runtime = await self._ready()
                 lora = None
                 if context.adapter_id is not None:
+                    stack.enter_context(self._residency.name(context.adapter_id))
                     local = await self._cache.get(context.tenant_id, context.adapter_id)
                     await stack.enter_async_context(self._residency.hold(context.adapter_id))
                     lora = await self._load(runtime, local)
@@ -195,7 +215,21 @@ class EngineDeployment:
                 if not self._verified:
                     await self._runtime.verify()
                     self._verified = True
+                    # Not in the constructor, which need not run on the event loop.
+                    self._follower = asyncio.create_task(self._follow())
         return self._runtime
+
+    async def _follow(self) -> None:
+        """Frees what adapters take that nobody needs any more, as long as the engine runs."""
+        while self._runtime is not None:
+            try:
+                dropped = await self.drop_unneeded()
+                if dropped:
+                    logger.info("dropped adapters that were deleted or replaced: %s", ", ".join(dropped))
+            except Exception:
+                # A registry that fails now may answer again.
+                logger.exception("cannot look for adapters that were deleted or replaced")
+            await asyncio.sleep(FOLLOW_S)
 
 
 def _model_folder(model: str) -> Path:

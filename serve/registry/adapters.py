@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from serve.registry.records import Adapter, Page, RoutableAdapter, RoutableSnaps
 from serve.registry.tables import adapters, centroids, document_versions, documents
 
 VECTOR_TYPE = np.dtype("<f4")
+_IDS_AT_ONCE = 500  # databases bound the number of parameters of a query
 
 
 def get_adapter(connection: sa.Connection, tenant_id: str, adapter_id: str) -> Adapter | None:
@@ -58,6 +59,16 @@ def mark_purged(connection: sa.Connection, now: float, adapter_id: str) -> None:
     connection.execute(
         adapters.update().where(adapters.c.id == adapter_id, adapters.c.state == "deleted").values(purged_at=now)
     )
+
+
+def known_adapters(connection: sa.Connection, adapter_ids: Set[str]) -> set[str]:
+    """Those of these IDs that have a row, of whatever tenant and state."""
+    return _among(connection, adapter_ids)
+
+
+def current_adapters(connection: sa.Connection, adapter_ids: Set[str]) -> set[str]:
+    """Those of these IDs that are neither deleted nor retired, of whatever tenant."""
+    return _among(connection, adapter_ids, adapters.c.deleted_at.is_(None), adapters.c.retired_at.is_(None))
 
 
 def routable(
@@ -125,6 +136,17 @@ def routable_snapshot(connection: sa.Connection, tenant_id: str) -> RoutableSnap
     """The number is read first: where the two reads see different states, the adapters are the newer ones."""
     seq = changes.head(connection, tenant_id)
     return RoutableSnapshot(seq, routable(connection, tenant_id))
+
+
+def _among(
+    connection: sa.Connection, adapter_ids: Set[str], *conditions: sa.ColumnElement[bool]
+) -> set[str]:
+    ids = list(adapter_ids)
+    found: set[str] = set()
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        some = adapters.c.id.in_(ids[start : start + _IDS_AT_ONCE])
+        found.update(connection.execute(sa.select(adapters.c.id).where(some, *conditions)).scalars())
+    return found
 
 
 def _adapter(row: sa.Row[Any]) -> Adapter:

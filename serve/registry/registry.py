@@ -7,7 +7,7 @@ method is one transaction: when it returns, its effect is durable; when it raise
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -213,6 +213,14 @@ class Registry:
     def mark_purged(self, adapter_id: str) -> None:
         """Note that a deleted adapter's blobs are gone."""
         self._db.write(lambda c: adapters.mark_purged(c, self._clock(), adapter_id))
+
+    def known_adapters(self, adapter_ids: Set[str]) -> set[str]:
+        """Those of these adapters, of any tenant, that were ever published, deleted ones too."""
+        return self._db.read(lambda c: adapters.known_adapters(c, adapter_ids))
+
+    def current_adapters(self, adapter_ids: Set[str]) -> set[str]:
+        """Those of these adapters, of any tenant, that are their document's current one."""
+        return self._db.read(lambda c: adapters.current_adapters(c, adapter_ids))
 
     def head(self, tenant_id: str) -> int:
         """The number of the tenant's newest change; 0 when there is none."""

@@ -36,6 +36,9 @@ def api(tmp_path: Path) -> Iterator[Api]:
         ("/v1/documents", {**DOCUMENT, "metadata": {"a": {"b": 1}}}, 400, "metadata.a", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "metadata": {"a": "b\x00"}}, 400, "metadata", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "external_id": ""}, 400, "external_id", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "external_id": ".."}, 400, "external_id", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "external_id": "a/./b"}, 400, "external_id", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "external_id": "a\nb"}, 400, "external_id", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "external_id": "doc_7"}, 400, None, "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "collection": ""}, 400, "collection", "invalid_value"),
         ("/v1/chat/completions", {**CHAT, "cache_salt": "x"}, 400, "cache_salt", "unknown_field"),
@@ -202,6 +205,9 @@ async def test_tenants(api: Api) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "param"),
     [
+        ("GET", "/v1/documents/", 404, "document_id"),
+        ("GET", "/v1/documents/a/b", 404, "document_id"),
+        ("GET", "/v1/documents/" + "x" * 513, 400, "document_id"),
         ("GET", "/v1/documents/doc_nope", 404, "document_id"),
         ("PUT", "/v1/documents/doc_nope", 404, "document_id"),
         ("DELETE", "/v1/documents/doc_nope", 404, "document_id"),

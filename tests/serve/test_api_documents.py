@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 
 from serve.ids import new_id
-from serve.registry.records import NewAdapter, NewCentroids
+from serve.registry.records import AdapterState, DocumentState, JobState, NewAdapter, NewCentroids
 from tests.serve.api_helpers import Api, error_of, make_api
 
 
@@ -91,6 +92,25 @@ async def test_external_id_cannot_change(api: Api) -> None:
         await client.post("/v1/documents", json={"text": "x", "external_id": "e1"})
         response = await client.put("/v1/documents/e1", json={"text": "y", "external_id": "e2"})
     assert error_of(response, 400)["param"] == "external_id"
+
+
+@pytest.mark.parametrize(
+    "external_id", ["handbook/returns.md", "/etc/motd", "a//b", "a/", "https://x.example/a?b=c#d", "ü/%2F", "..."]
+)
+async def test_external_ids_with_slashes(api: Api, external_id: str) -> None:
+    async with api.client() as client:
+        posted = (await client.post("/v1/documents", json={"text": "x", "external_id": external_id})).json()
+        for safe in ("", "/"):
+            path = f"/v1/documents/{quote(external_id, safe=safe)}"
+            assert (await client.get(path)).json()["id"] == posted["id"]
+        assert (await client.put(path, json={"text": "y"})).json()["version"] == 2
+        listed = await client.get("/v1/adapters", params={"document_id": external_id})
+        assert listed.status_code == 200
+        assert (await client.delete(path)).json()["id"] == posted["id"]
+        error_of(await client.get(path), 404)
+    async with api.client(api.admin_key) as client:
+        text = (await client.get("/metrics")).text
+    assert 'route="/v1/documents/{document_id}"' in text
 
 
 async def test_other_tenants_see_nothing(api: Api) -> None:
@@ -250,6 +270,8 @@ async def test_openapi_is_true(api: Api) -> None:
         assert set(paths[path]) == methods, path
     assert "422" not in str(paths)
     schemas = schema["components"]["schemas"]
+    for name, states in (("DocumentObject", DocumentState), ("AdapterObject", AdapterState), ("JobObject", JobState)):
+        assert schemas[name]["properties"]["status"]["enum"] == list(get_args(states)), name
     assert schemas["ChatRequest"]["additionalProperties"] is False
     assert "cache_salt" not in schemas["ChatRequest"]["properties"]
     for reference in _references(schema):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +100,19 @@ def test_delete(store: BlobStore, folder: Path, tmp_path: Path) -> None:
     assert not store.exists(PREFIX) and store.exists(f"{PREFIX}0"), "a longer name with the same start is another"
     with pytest.raises(BlobMissing):
         store.fetch_folder(PREFIX, tmp_path / "out")
+
+
+def test_folders_are_listed_whole_and_half_written(store: BlobStore, folder: Path) -> None:
+    assert store.list_folders("adapters/ten_1") == []
+    with pytest.raises(BlobMissing):
+        store.last_written(PREFIX)
+    started = time.time()
+    store.put_folder(PREFIX, folder)
+    store.put_folder("adapters/ten_1/adp_2", folder)
+    store.put_folder("adapters/ten_2/adp_3", folder)
+    store._fs.rm(f"{store._root}/{PREFIX}/{MANIFEST}")
+    assert store.list_folders("adapters/ten_1") == ["adp_1", "adp_2"]
+    assert started - 2 < store.last_written(PREFIX) < time.time() + 2
 
 
 def test_many_fetch_the_same_folder_at_once(folder: Path, tmp_path: Path) -> None:

@@ -180,16 +180,16 @@ def test_document_add_list_show_delete(server: Running, tmp_path: Path) -> None:
     file = tmp_path / "notice.md"
     file.write_text("# Opening hours\n\nThe café opens at 09:15.\n", encoding="utf-8")
     added = server.run("document", "add", str(file), "--wait", "0", "--collection", "notices",
-                       "--external-id", "n-1", "--metadata", "by=ada=x")
+                       "--external-id", "notices/n-1.md", "--metadata", "by=ada=x")
     assert added.exit_code == 0, added.stderr
     document_id = added.stdout.strip()
     listed = server.run("document", "list", "--collection", "notices").stdout
     assert document_id in listed and "Opening hours" in listed
-    shown = json.loads(server.run("document", "show", "n-1", "--json").stdout)
+    shown = json.loads(server.run("document", "show", "notices/n-1.md", "--json").stdout)
     assert shown["id"] == document_id and shown["metadata"] == {"by": "ada=x"}
     assert "The café opens at 09:15." in server.run("document", "show", document_id).stdout
     assert server.run("document", "list", key=server.api.other_key).stdout.count("\n") == 1
-    assert server.run("document", "delete", "n-1").exit_code == 0
+    assert server.run("document", "delete", "notices/n-1.md").exit_code == 0
     gone = server.run("document", "show", document_id)
     assert gone.exit_code == 1 and document_id in gone.stderr
 
@@ -379,6 +379,14 @@ def test_doctor_is_content_with_what_can_serve(config: Path, tmp_path: Path) -> 
     assert result.exit_code == 0, result.stdout
     assert f"This machine can serve {config}" in result.stdout
     assert not (tmp_path / "data").exists()
+
+
+def test_doctor_shows_where_a_relative_data_folder_is(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(config.read_text().replace(f"data_dir: {tmp_path / 'data'}", "data_dir: .here"))
+    monkeypatch.chdir(tmp_path)
+    assert f"{tmp_path / '.here'} will be made at the first start" in run("doctor", str(config)).stdout
 
 
 def test_control_characters_are_not_printed() -> None:

@@ -227,16 +227,19 @@ async def test_unfit_adapters_are_refused_and_the_engine_lives(world: World, tmp
     assert (await world.engine.slots())["waiting"] == 0
 
 
-async def test_a_deleted_adapter_is_forgotten(world: World, tmp_path: Path) -> None:
+async def test_a_deleted_adapter_is_forgotten(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter_id = world.publish(make_adapter(tmp_path / "adapter", world.base, seed=11))
     assert (await world.ask(adapter_id))[0]["status"] == 200
-    assert (world.config.cache_dir / "adapters" / adapter_id).is_dir()
+    assert list(world.config.cache_dir.rglob(adapter_id))
     adapter = world.registry.get_adapter(world.tenant_id, adapter_id)
     assert adapter is not None
     world.registry.delete_document(world.tenant_id, adapter.document_id)
     assert (await world.ask(adapter_id))[0]["status"] == 404
-    assert await world.engine.forget(adapter_id)
-    assert not (world.config.cache_dir / "adapters" / adapter_id).exists()
+    monkeypatch.setattr("serve.deployments.engine.DROP_IDLE_S", 0.0)
+    assert adapter_id in await world.engine.drop_unneeded()
+    assert not list(world.config.cache_dir.rglob(adapter_id))
+    assert world.engine._runtime is not None
+    assert adapter_id not in world.engine._runtime.models.lora_requests
     assert adapter_id not in {row["adapter_id"] for row in (await world.engine.slots())["adapters"]}
 
 

@@ -219,3 +219,17 @@ def test_a_new_base_or_generator_makes_adapters_stale(registry: Registry, acme: 
     assert registry.count_stale_pending() == 0
     assert {one.state for one in registry.routable(acme) + registry.routable(beta)} == {"ready"}
     assert all(document.state == "ready" for document in registry.list_documents(acme).items)
+
+
+def test_which_adapters_are_known_and_current(registry: Registry, acme: str) -> None:
+    """Asked for all tenants at once, by whoever keeps files of adapters."""
+    old = make_ready(registry, acme, "A", external_id="a").adapter_id or ""
+    new = make_ready(registry, acme, "A", "two", external_id="a").adapter_id or ""
+    other = make_ready(registry, registry.create_tenant("beta").id, "B").adapter_id or ""
+    gone = make_ready(registry, acme, "C", external_id="c").adapter_id or ""
+    registry.delete_document(acme, "c")
+    registry.mark_stale("base-2", "gen-1")
+    asked = {old, new, other, gone, "adp_unknown", *(f"adp_{number}" for number in range(1200))}
+    assert registry.known_adapters(asked) == {old, new, other, gone}
+    assert registry.current_adapters(asked) == {new, other}, "a stale adapter is its document's current one"
+    assert registry.known_adapters(set()) == registry.current_adapters(set()) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
@@ -59,6 +60,21 @@ async def test_gives_up_after_the_waiting_time() -> None:
         assert table.waiting == 0
     async with table.hold("b"):
         assert table.users("b") == 1
+
+
+async def test_idle_time_begins_when_no_request_needs_the_adapter() -> None:
+    now = 10.0
+    table = ResidencyTable(slots=1, clock=lambda: now)
+    assert table.idle_s("a") == math.inf
+    with table.name("a"), table.name("a"):
+        assert table.idle_s("a") is None, "a request that has no slot yet needs it too"
+        await table.acquire("a")
+    assert table.idle_s("a") is None
+    table.release("a")
+    now = 13.0
+    assert table.idle_s("a") == 3.0
+    table.forget("a")
+    assert table.idle_s("a") == math.inf
 
 
 async def test_cancelled_waiters_hold_nothing() -> None:

@@ -1,0 +1,261 @@
+"""Adapters that were deleted or replaced leave memory and disk, and never under a request that needs them.
+
+The engine deployment over a real registry, blob store and node cache; vLLM is scripted. With the real one:
+test_engine.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from serve.blobs import BlobStore
+from serve.config import ImprintConfig
+from serve.deployments import engine as engine_module
+from serve.deployments.engine import EngineContext, EngineDeployment
+from serve.deployments.engine_adapters import AdapterCache
+from serve.ids import new_id
+from serve.registry import Registry, migrate
+from serve.registry.records import NewAdapter, NewCentroids
+
+
+class ScriptedVllm:
+    """Holds adapters as vLLM does, reading their files when it takes them; streams until `finish` is set."""
+
+    def __init__(self, *_: Any) -> None:
+        self.engine = self
+        self.models = SimpleNamespace(lora_requests={})
+        self.loaded: dict[int, str] = {}
+        self.numbers: list[int] = []
+        self.finish = asyncio.Event()
+
+    async def verify(self) -> None:
+        return
+
+    async def add_lora(self, lora: Any) -> None:
+        if not (Path(lora.lora_path) / "adapter_model.safetensors").is_file():
+            raise ValueError(f"no adapter at {lora.lora_path}")
+        self.loaded[lora.lora_int_id] = lora.lora_name
+        self.numbers.append(lora.lora_int_id)
+
+    async def remove_lora(self, number: int) -> bool:
+        return self.loaded.pop(number, None) is not None
+
+    async def list_loras(self) -> set[int]:
+        return set(self.loaded)
+
+    async def check_health(self) -> None:
+        return
+
+    def get_num_unfinished_requests(self) -> int:
+        return 0
+
+    async def create(self, _kind: str, body: dict[str, Any], _context: EngineContext, lora: Any) -> Any:
+        if lora is not None:
+            self.models.lora_requests[lora.lora_name] = lora
+        return self._stream() if body.get("stream") else {"object": "chat.completion"}
+
+    async def _stream(self) -> AsyncGenerator[str, None]:
+        yield "data: {}\n\n"
+        await self.finish.wait()
+        yield "data: [DONE]\n\n"
+
+    def shutdown(self) -> None:
+        return
+
+
+@dataclass
+class World:
+    """An engine and what it reads from."""
+
+    config: ImprintConfig
+    registry: Registry
+    blobs: BlobStore
+    source: Path
+    tenant_id: str
+    engines: list[EngineDeployment] = field(default_factory=list)
+
+    def start(self) -> EngineDeployment:
+        self.engines.append(EngineDeployment(self.config.model_dump(mode="json")))
+        return self.engines[-1]
+
+    def publish(self, external_id: str, text: str = "text") -> str:
+        adapter_id = new_id("adp")
+        prefix = f"adapters/{self.tenant_id}/{adapter_id}"
+        stored = self.blobs.put_folder(prefix, self.source)
+        posted = self.registry.post_document(self.tenant_id, "Notice", text, external_id)
+        self.registry.lease_jobs("w", 1, 60)
+        adapter = NewAdapter(
+            adapter_id, "lora", 8, 8.0, ("down_proj",), prefix, stored.checksum, stored.size_bytes, "base", "generator"
+        )
+        self.registry.publish(posted.job.id, "w", adapter, NewCentroids("e", "1", np.ones((1, 2), np.float32)))
+        return adapter_id
+
+    def request(self, engine: EngineDeployment, adapter_id: str, **body: Any) -> AsyncGenerator[Any, None]:
+        context = EngineContext(new_id("job"), self.tenant_id, adapter_id, "salt")
+        return engine.chat({"model": "imprint", **body}, context)
+
+    async def ask(self, engine: EngineDeployment, adapter_id: str) -> int:
+        """The status of a whole request."""
+        return [item async for item in self.request(engine, adapter_id)][0]["status"]
+
+    def on_disk(self) -> set[str]:
+        return {path.parent.name for path in self.config.cache_dir.rglob("*.safetensors")}
+
+
+def vllm(engine: EngineDeployment) -> ScriptedVllm:
+    assert isinstance(engine._runtime, ScriptedVllm)
+    return engine._runtime
+
+
+@pytest_asyncio.fixture
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    scripted = ModuleType("serve.deployments.engine_vllm")
+    scripted.VllmRuntime = ScriptedVllm  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, scripted.__name__, scripted)
+    monkeypatch.setattr(engine_module, "fingerprint_folder", lambda _: "base")
+    monkeypatch.setattr(engine_module, "FOLLOW_S", 3600.0)
+    monkeypatch.setattr(engine_module, "DROP_IDLE_S", 0.0)
+    config = ImprintConfig(data_dir=tmp_path / "data", base={"model": str(tmp_path)}, engine={"max_loras": 1})
+    migrate(config.registry.url)
+    registry = Registry.open(config.registry.url)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "adapter_model.safetensors").write_bytes(b"weights")
+    tenant_id = registry.create_tenant("acme").id
+    made = World(config, registry, BlobStore.open(config.blobs.url), source, tenant_id)
+    yield made
+    for engine in made.engines:
+        await engine.shutdown()
+    registry.close()
+
+
+async def test_a_deleted_adapter_leaves_memory_and_disk(world: World) -> None:
+    engine = world.start()
+    kept, gone = world.publish("a"), world.publish("b")
+    assert [await world.ask(engine, adapter_id) for adapter_id in (kept, gone)] == [200, 200]
+    assert await engine.drop_unneeded() == []
+    world.registry.delete_document(world.tenant_id, "b")
+    assert world.on_disk() == {kept, gone}
+    assert await engine.drop_unneeded() == [gone]
+    assert set(vllm(engine).loaded.values()) == set(vllm(engine).models.lora_requests) == {kept}
+    assert world.on_disk() == {kept}
+    assert {row["adapter_id"] for row in (await engine.slots())["adapters"]} == {kept}
+    assert await world.ask(engine, gone) == 404 and await world.ask(engine, kept) == 200
+    assert await engine.drop_unneeded() == []
+
+
+async def test_a_replaced_adapter_leaves_and_can_still_be_pinned(world: World) -> None:
+    engine = world.start()
+    old = world.publish("a")
+    await world.ask(engine, old)
+    new = world.publish("a", "new text")
+    await world.ask(engine, new)
+    assert await engine.drop_unneeded() == [old]
+    assert world.on_disk() == {new} and set(vllm(engine).loaded.values()) == {new}
+    assert await world.ask(engine, old) == 200
+    numbers = vllm(engine).numbers
+    assert len(set(numbers)) == len(numbers) == 3, "vLLM never sees a number twice"
+
+
+async def test_nothing_is_taken_from_under_a_request(world: World) -> None:
+    engine = world.start()
+    using, waiting = world.publish("a"), world.publish("b")
+    stream = world.request(engine, using, stream=True)
+    assert (await anext(stream))["status"] == 200
+    # The one slot is taken, so this request has its files but does not count as a user yet.
+    queued = asyncio.create_task(world.ask(engine, waiting))
+    while not (await engine.slots())["waiting"]:
+        await asyncio.sleep(0.01)
+    for external_id in ("a", "b"):
+        world.registry.delete_document(world.tenant_id, external_id)
+    assert await engine.drop_unneeded() == []
+    assert not await engine.forget(using) and not await engine.forget(waiting)
+    assert world.on_disk() == {using, waiting} and set(vllm(engine).loaded.values()) == {using}
+    vllm(engine).finish.set()
+    assert "[DONE]" in "".join([piece async for piece in stream])
+    assert await queued == 200
+    assert await engine.drop_unneeded() == sorted([using, waiting])
+    assert world.on_disk() == set() and vllm(engine).loaded == {}
+
+
+async def test_what_was_used_just_now_stays_for_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = world.start()
+    adapter_id = world.publish("a")
+    await world.ask(engine, adapter_id)
+    world.registry.delete_document(world.tenant_id, "a")
+    monkeypatch.setattr(engine_module, "DROP_IDLE_S", 3600.0)
+    assert await engine.drop_unneeded() == [] and world.on_disk() == {adapter_id}
+
+
+async def test_a_running_engine_follows_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "FOLLOW_S", 0.01)
+    engine = world.start()
+    adapter_id = world.publish("a")
+    await world.ask(engine, adapter_id)
+    failures = iter([OSError("the registry is away")] * 2)
+    look = engine._cache.unneeded
+
+    async def unneeded(adapter_ids: Any) -> list[str]:
+        for failure in failures:
+            raise failure
+        return await look(adapter_ids)
+
+    monkeypatch.setattr(engine._cache, "unneeded", unneeded)
+    world.registry.delete_document(world.tenant_id, "a")
+    async with asyncio.timeout(10):
+        while world.on_disk() or vllm(engine).loaded:
+            await asyncio.sleep(0.01)
+    await engine.shutdown()
+    await asyncio.sleep(0)
+    assert engine._follower is not None and engine._follower.done()
+
+
+async def test_a_new_engine_drops_what_was_deleted_while_none_ran(world: World) -> None:
+    engine = world.start()
+    kept, gone = world.publish("a"), world.publish("b")
+    for adapter_id in (kept, gone):
+        await world.ask(engine, adapter_id)
+    await engine.shutdown()
+    world.registry.delete_document(world.tenant_id, "b")
+    cut_short = world.config.cache_dir / "adapters" / "0" / f".{kept}.0123.part"
+    cut_short.mkdir()
+    engine = world.start()
+    assert not cut_short.exists()
+    assert await engine.drop_unneeded() == [gone] and world.on_disk() == {kept}
+
+
+async def test_engines_on_one_machine_have_caches_of_their_own(world: World) -> None:
+    first, second = world.start(), world.start()
+    adapter_id = world.publish("a")
+    for engine in (first, second):
+        assert await world.ask(engine, adapter_id) == 200
+    world.registry.delete_document(world.tenant_id, "a")
+    assert await first.drop_unneeded() == [adapter_id]
+    assert world.on_disk() == {adapter_id}, "the other engine may be reading its copy"
+    assert await second.drop_unneeded() == [adapter_id] and world.on_disk() == set()
+
+
+async def test_folders_of_engines_that_ended_are_taken_over_or_emptied(world: World) -> None:
+    parent = world.config.cache_dir / "adapters"
+    first, second, third = (AdapterCache(world.registry, world.blobs, parent, "base", 8) for _ in range(3))
+    assert [cache._folder.name for cache in (first, second, third)] == ["0", "1", "2"]
+    adapter_id = world.publish("a")
+    for cache in (first, second, third):
+        await cache.get(world.tenant_id, adapter_id)
+        if cache is not second:
+            cache.close()
+    fourth = AdapterCache(world.registry, world.blobs, parent, "base", 8)
+    left = {path.parent.parent.name for path in parent.rglob("*.safetensors")}
+    assert fourth._folder.name == "0" and left == {"0", "1"}
+    fourth.close()
+    second.close()
