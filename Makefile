@@ -5,6 +5,7 @@
 #   TORCH_INDEX=URL             where the CPU build of torch comes from if pip's own indexes do not have it
 #   CONFIG=FILE                 what `make serve` starts
 #   PYTEST_ARGS="-k name"       handed to pytest
+#   POSTGRESQL_BIN=DIR          PostgreSQL's server programs for test-system, if they are in no usual place
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 ENGINE := $(or $(ENGINE),$(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo gpu || echo cpu))
@@ -26,7 +27,7 @@ TORCH := $(shell grep '^torch==' $(LOCK))
 help:
 	@echo "make serve        install into $(VENV) if needed, then start on the address of $(CONFIG)"
 	@echo "make test         the test suite that needs pip packages alone"
-	@echo "make test-system  tests that need packages of the operating system"
+	@echo "make test-system  tests that need packages of the operating system (installs them, where it runs as root)"
 	@echo "make test-long    soak and scale tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove $(VENV) and caches; a server's data (.imprint) stays"
@@ -39,10 +40,11 @@ serve: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# pytest exits with 5 when a selection is empty, which is no failure here.
 test-system: $(STAMP)
-	$(BIN)/python -m pytest -m system $(PYTEST_ARGS) || test $$? -eq 5
+	scripts/install-system-packages
+	$(BIN)/python -m pytest -m system $(PYTEST_ARGS)
 
+# pytest exits with 5 when a selection is empty, which is no failure here.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS) || test $$? -eq 5
 

@@ -20,6 +20,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 # vLLM asks for them, nothing here uses them, and a build that does not fit torch breaks transformers.
 UNWANTED = {"torchvision", "torchaudio", "torchcodec"}
+SYSTEM_PACKAGES = ROOT / "scripts" / "install-system-packages"
+BASH = shutil.which("bash") or "/bin/bash"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -246,12 +248,53 @@ def test_sigterm_reaches_the_server_and_make_waits_for_it(tmp_path: Path) -> Non
         assert process.stdout.read() == "stopped\n"
 
 
-@pytest.mark.parametrize("status, passes", [(0, True), (5, True), (1, False), (2, False)])
-@pytest.mark.parametrize("target, mark", [("test-system", "system"), ("test-long", "long")])
-def test_an_empty_selection_is_no_failure(tmp_path: Path, target: str, mark: str, status: int, passes: bool) -> None:
-    result = make(target, f"VENV={installed(tmp_path, status)}", "ENGINE=cpu")
-    assert f"ran: -m pytest -m {mark}" in result.stdout
+@pytest.fixture
+def system_tools(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all programs that the system tests need, so that nothing is installed for them."""
+    for name in ("initdb", "postgres", "prometheus", "promtool"):
+        script(tools / name, "exit 1")
+    monkeypatch.setenv("POSTGRESQL_BIN", str(tools))
+    return tools
+
+
+@pytest.mark.parametrize("status, passes", [(0, True), (5, False), (1, False)])
+def test_system_tests_must_be_there_and_pass(system_tools: Path, tmp_path: Path, status: int, passes: bool) -> None:
+    result = make("test-system", f"VENV={installed(tmp_path, status)}", "ENGINE=cpu", tools=system_tools)
+    assert "ran: -m pytest -m system" in result.stdout, result.stderr
     assert (result.returncode == 0) is passes
+
+
+@pytest.mark.parametrize("status, passes", [(0, True), (5, True), (1, False), (2, False)])
+def test_an_empty_selection_of_long_tests_is_no_failure(tmp_path: Path, status: int, passes: bool) -> None:
+    result = make("test-long", f"VENV={installed(tmp_path, status)}", "ENGINE=cpu")
+    assert "ran: -m pytest -m long" in result.stdout
+    assert (result.returncode == 0) is passes
+
+
+def install_system_packages(tools: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script where only the programs in `tools` exist."""
+    return subprocess.run(
+        [BASH, SYSTEM_PACKAGES], env={"PATH": str(tools), "POSTGRESQL_BIN": str(tools)},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )
+
+
+def test_system_packages_that_are_there_are_left_alone(system_tools: Path) -> None:
+    script(system_tools / "apt-get", "echo called")
+    result = install_system_packages(system_tools)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("user, apt", [("1000", True), ("0", False)])
+def test_system_packages_that_cannot_be_installed_are_named(system_tools: Path, user: str, apt: bool) -> None:
+    script(system_tools / "id", f"echo {user}")
+    if apt:
+        script(system_tools / "apt-get", "echo called")
+    for program in ("promtool", "postgres"):
+        (system_tools / program).unlink()
+    result = install_system_packages(system_tools)
+    assert result.returncode == 1 and result.stdout == ""
+    assert "apt-get install --no-install-recommends postgresql prometheus\n" in result.stderr
 
 
 def test_no_tests_at_all_fails_make_test(tmp_path: Path) -> None:

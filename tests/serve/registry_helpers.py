@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
 from serve.ids import new_id
 from serve.registry import Registry, migrate
 from serve.registry.records import ChangeEvent, LeasedJob, NewAdapter, NewCentroids
-
-POSTGRES = os.environ.get("IMPRINT_TEST_POSTGRES_URL", "")
-BACKENDS = ["sqlite", *(["postgresql"] if POSTGRES else [])]
+from tests.postgresql import Cluster
 
 
 class Clock:
@@ -28,17 +24,15 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.system)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database: SQLite in `make test`, PostgreSQL in `make test-system`."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/data/registry.db"
-    engine = sa.create_engine(POSTGRES)
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
-        connection.execute(sa.text("CREATE SCHEMA public"))
-    engine.dispose()
-    return POSTGRES
+        yield f"sqlite:///{tmp_path}/data/registry.db"
+        return
+    cluster: Cluster = request.getfixturevalue("postgresql")
+    with cluster.database() as made:
+        yield made
 
 
 @pytest.fixture
