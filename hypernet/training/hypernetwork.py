@@ -14,7 +14,7 @@ are concatenated along the rank. Losses, all over answer tokens:
   off whenever a document stands in the prompt.
 
 Chunks: one for the first tenth, then half of the micro-batches concatenate 2 to 4. Facts of a chunk: `fact_count`.
-Muon 0.01 on matrices (0.004 with weights to begin with), AdamW 5e-4 on the rest, linear decay over the last four
+Muon 0.01 on matrices (0.006 with weights to begin with), AdamW 5e-4 on the rest, linear decay over the last four
 fifths; with weights to begin with, the schedule starts at `INTERFERENCE_FROM`. In the joint stage
 (`hypernet.training.joint`) gold answers stand in for the teacher's.
 """
@@ -247,7 +247,7 @@ def train_hypernetwork(base_folder: Path, folder: Path, minutes: float, seed: in
     if start is not None:
         network.load_state_dict(load_file(start))
     matrices, others = split_parameters(network)
-    optimiser = Optimiser(matrices, others, muon_lr=0.01 if start is None else 0.004, adam_lr=5e-4, decay=0.8)
+    optimiser = Optimiser(matrices, others, muon_lr=0.01 if start is None else 0.006, adam_lr=5e-4, decay=0.8)
     trainer = Trainer(base, Encoding(tokenizer), network, Random(seed))
     start_progress = 0.0 if start is None else INTERFERENCE_FROM
 

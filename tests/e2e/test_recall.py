@@ -1,4 +1,4 @@
-"""Acceptance of a trained pair: facts come back out of the weights, through the server. `make test-long` runs it."""
+"""Acceptance of a trained pair: facts come back out of the weights, through the server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.conftest import Tenant
 
-pytestmark = [pytest.mark.e2e, pytest.mark.long]
+pytestmark = pytest.mark.e2e
 
 
 def test_facts_come_back_out_of_the_weights(tenant: Tenant) -> None:

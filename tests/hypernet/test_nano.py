@@ -1,4 +1,4 @@
-"""The shipped pair: small, safe to load, made for each other; `long`: it recalls what it read."""
+"""The shipped pair: small, safe to load, made for each other, and it recalls what it read."""
 
 from __future__ import annotations
 
@@ -62,7 +62,6 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, question
     return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in found[:, inputs["input_ids"].size(1):]]
 
 
-@pytest.mark.long
 def test_adapters_recall_facts_that_the_base_does_not_know(generator: HypernetGenerator) -> None:
     cases = held_out_cases(DOCUMENTS, 1, Split.HELD_OUT)
     asked = [next(question for question in case.questions if question.answerable) for case in cases]
@@ -74,4 +73,4 @@ def test_adapters_recall_facts_that_the_base_does_not_know(generator: HypernetGe
         return sum(exact_match(answer, question.answers) for answer, question in zip(found, asked, strict=True))
 
     with_adapter, alone = score(factors_of([one.lora for one in made])), score({})
-    assert with_adapter >= alone + DOCUMENTS // 4, f"{with_adapter} of {DOCUMENTS} right, base alone {alone}"
+    assert with_adapter >= alone + DOCUMENTS // 3, f"{with_adapter} of {DOCUMENTS} right, base alone {alone}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import zlib
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,11 +18,14 @@ from random import Random
 
 from hypernet.training.corpus import domains as domain_modules
 from hypernet.training.corpus.schema import HELD_OUT_PHRASINGS, Domain, Relation, Sampler
+from hypernet.training.corpus.values import pseudo_word
 
 NOT_IN_DOCUMENT = "The document does not say."
 NOT_KNOWN = "I do not know."
 MAX_FACTS = 12
 _RESIDUES = 10
+STRANGE_SHARE = 0.35
+"""Which share of the values without digits is made of arbitrary words in training."""
 
 
 class Split(StrEnum):
@@ -93,6 +97,31 @@ def _draw(sampler: Sampler, rng: Random, split: Split, taken: set[str]) -> str:
     return text
 
 
+@cache
+def _vocabulary() -> tuple[str, ...]:
+    """Every lower-case word of at least three letters in the corpus' own sentences, in alphabetical order."""
+    texts = (text for domain in all_domains() for relation in domain.relations for text in relation.statements)
+    return tuple(sorted({word for text in texts for word in re.findall(r"(?<![{\w'])[a-z]{3,}(?![}\w'])", text)}))
+
+
+def _strange(value: str, rng: Random) -> str:
+    """The value with other words in the places of its own, in the same shape: "pea soup" to "platform never"."""
+    def other(match: re.Match[str]) -> str:
+        word = rng.choice(_vocabulary()) if rng.random() < 0.6 else pseudo_word(rng, rng.randint(1, 3)).lower()
+        return word.capitalize() if match[0][0].isupper() else word
+    return re.sub(r"[A-Za-z]{3,}", other, value)
+
+
+def _value(relation: Relation, rng: Random, split: Split, taken: set[str]) -> str:
+    """A value of the relation; in training often a strange one, so that values are copied and not recognised."""
+    value = _draw(relation.value, rng, split, taken)
+    if split is Split.TRAIN and rng.random() < STRANGE_SHARE and not any(mark.isdigit() for mark in value):
+        strange = _strange(value, rng)
+        if strange not in taken and not _held_out(strange):
+            return strange
+    return value
+
+
 def _phrasings(options: tuple[str, ...], split: Split) -> tuple[str, ...]:
     if split is Split.UNSEEN_PHRASING:
         return options[-HELD_OUT_PHRASINGS:]
@@ -125,7 +154,7 @@ def sample_facts(rng: Random, count: int, split: Split) -> tuple[Fact, ...]:
         if (entity, relation.name) in pairs:
             continue
         pairs.add((entity, relation.name))
-        value = _draw(relation.value, rng, split, taken.setdefault(relation.name, set()))
+        value = _value(relation, rng, split, taken.setdefault(relation.name, set()))
         taken[relation.name].add(value)
         facts.append(Fact(domain, entity, relation, value))
     if rng.random() < 0.7:
