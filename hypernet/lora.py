@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hypernet.inject import module_path
+from hypernet.inject import LAYERS, NESTED_LAYERS, module_path, split_path
+from hypernet.perceiver import Factors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."
@@ -43,6 +44,17 @@ class LoraAdapter:
         """The last names of the modules, sorted: ("down_proj",)."""
         return tuple(sorted({path.rsplit(".", 1)[-1] for path in self.tensors}))
 
+    def placed(self, layers: str) -> LoraAdapter:
+        """The same factors for a base that keeps its layers at the path `layers` (see `hypernet.inject.layers_path`).
+
+        Raises ValueError where a path is none of a decoder's module.
+        """
+        moved = {}
+        for path, pair in self.tensors.items():
+            _, layer, name = split_path(path)
+            moved[module_path(layer, name, layers)] = pair
+        return replace(self, tensors=moved)
+
     def save(self, folder: Path) -> None:
         """Write the two files that `peft.PeftModel.from_pretrained` reads."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,10 +65,15 @@ class LoraAdapter:
         save_file(flat, folder / WEIGHTS)
         config = {
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": self.alpha,
-            "target_modules": list(self.target_modules), "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+            "target_modules": self._peft_targets(), "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
             "inference_mode": True, "base_model_name_or_path": self.base_model, "use_rslora": False,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+    def _peft_targets(self) -> list[str]:
+        """Last names, as people expect them; whole paths where a vision tower has modules of the same names."""
+        nested = any(path.startswith(f"{NESTED_LAYERS}.") for path in self.tensors)
+        return sorted(self.tensors) if nested else list(self.target_modules)
 
     @staticmethod
     def load(folder: Path) -> LoraAdapter:
@@ -93,11 +110,31 @@ def concatenate(adapters: list[LoraAdapter]) -> LoraAdapter:
     return LoraAdapter(rank, float(rank), tensors, first.base_model)
 
 
+def factors_of(adapters: Sequence[LoraAdapter]) -> Factors:
+    """The adapters as rows of a batch for `hypernet.inject.adapted`: A `[B, L, r, d_in]`, B `[B, L, r, d_out]`.
+
+    alpha is folded into B; those of lower rank, and modules that only others have, are filled with zeros.
+    """
+    rank = max(adapter.rank for adapter in adapters)
+    layers = 1 + max(split_path(path)[1] for adapter in adapters for path in adapter.tensors)
+    found: Factors = {}
+    for i, adapter in enumerate(adapters):
+        for path, (a, b) in sorted(adapter.tensors.items()):
+            _, layer, name = split_path(path)
+            if name not in found:
+                found[name] = (torch.zeros(len(adapters), layers, rank, a.size(1)),
+                               torch.zeros(len(adapters), layers, rank, b.size(0)))
+            found[name][0][i, layer, :adapter.rank] = a
+            found[name][1][i, layer, :adapter.rank] = b.mT * (adapter.alpha / adapter.rank)
+    return found
+
+
 def _widths(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
-    """Input and output width of each module name that may carry a LoRA."""
+    """Input and output width of each module name that may carry a LoRA. `config` is that of the text decoder."""
     hidden, inner = config.hidden_size, config.intermediate_size
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, groups * head
     return {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys),
             "o_proj": (queries, hidden), "gate_proj": (hidden, inner), "up_proj": (hidden, inner),
             "down_proj": (inner, hidden)}
@@ -115,14 +152,16 @@ def validate_folder(folder: Path, base: PretrainedConfig, max_rank: int) -> Lora
         raise AdapterInvalid(f"lora_alpha: is {adapter.alpha}; a finite number is needed")
     if not adapter.tensors:
         raise AdapterInvalid(f"{WEIGHTS}: holds no LoRA tensors")
-    widths = _widths(base)
+    text = base.get_text_config(decoder=True)
+    layers, widths = LAYERS if text is base else NESTED_LAYERS, _widths(text)
     for path, (a, b) in adapter.tensors.items():
-        parts = path.split(".")
-        name = parts[-1]
-        layer = int(parts[2]) if len(parts) == 5 and parts[2].isdecimal() else -1
-        if name not in widths or not 0 <= layer < base.num_hidden_layers or path != module_path(layer, name):
-            raise AdapterInvalid(f"{path}: is no module of the base that can carry a LoRA; {sorted(widths)} in layers "
-                                 f"0 to {base.num_hidden_layers - 1} are allowed")
+        try:
+            place, layer, name = split_path(path)
+        except ValueError:
+            place, layer, name = "", -1, ""
+        if place != layers or not 0 <= layer < text.num_hidden_layers:
+            raise AdapterInvalid(f"{path}: is no module of the base that can carry a LoRA; {sorted(widths)} in "
+                                 f"layers 0 to {text.num_hidden_layers - 1} are allowed, below {layers}")
         d_in, d_out = widths[name]
         if tuple(a.shape) != (adapter.rank, d_in) or tuple(b.shape) != (d_out, adapter.rank):
             raise AdapterInvalid(f"{path}: A {tuple(a.shape)} and B {tuple(b.shape)}; the base needs "

@@ -11,12 +11,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import psutil
 import psycopg
+
+from tests.processes import kill, tree
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -85,12 +86,7 @@ class Cluster:
         process, self._process = self._process, None
         if process is None:
             return
-        with suppress(psutil.NoSuchProcess):
-            everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-            for one in everyone:
-                with suppress(psutil.NoSuchProcess):
-                    one.kill()
-            psutil.wait_procs(everyone, timeout=STOP_TIMEOUT_S)
+        kill(tree(process.pid), STOP_TIMEOUT_S)
         process.wait(STOP_TIMEOUT_S)
 
     def remove(self) -> None:

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ import httpx
 import openai
 import psutil
 import yaml
+
+from tests.processes import kill, tree
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -54,6 +55,8 @@ class Server:
         config["applications"][0]["args"]["data_dir"] = str(self.data_dir)
         # Taken over by another process only after this: fault tests must not wait long.
         config["applications"][0]["args"]["generator"]["lease_s"] = 5
+        # A refined adapter has another ID; tests of refinement switch it on.
+        config["applications"][0]["args"]["generator"]["refine"]["enabled"] = False
         config_file = self.folder / "server.yaml"
         config_file.write_text(yaml.safe_dump(config))
         environment = {**os.environ, **{f"IMPRINT_{name}": value for name, value in overrides.items()}}
@@ -80,11 +83,11 @@ class Server:
         try:
             code = process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            _kill([*descendants, psutil.Process(process.pid)])
+            kill([*descendants, psutil.Process(process.pid)])
             process.wait()
             raise AssertionError(f"the server did not stop:\n{self.output()}") from None
         orphans = [child for child in descendants if _lives(child)]
-        _kill(orphans)
+        kill(orphans)
         assert not orphans, f"left behind: {orphans}\n{self.output()}"
         assert code == 0, f"exit status {code}:\n{self.output()}"
 
@@ -92,8 +95,7 @@ class Server:
         """kill -9 of everything at once."""
         process, self._process = self._process, None
         assert process is not None
-        root = psutil.Process(process.pid)
-        _kill([root, *root.children(recursive=True)])
+        kill(tree(process.pid))
         process.wait()
 
     def output(self) -> str:
@@ -168,10 +170,3 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)

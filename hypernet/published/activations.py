@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hypernet.encoder import text_decoder
 from hypernet.published.folder import EMBEDDINGS, PER_LAYER, Reading
 from hypernet.published.nf4 import round_linears
 
@@ -22,7 +22,7 @@ class ActivationReader:
 
     def __init__(self, base: PreTrainedModel, reading: Reading) -> None:
         """`base` is a transformers decoder with a head, in evaluation mode."""
-        decoder: Any = base.model
+        decoder = text_decoder(base)
         self._kind = reading.activations
         # A second decoder over the same layers: cutting the base's own list would change it for its other users.
         self._decoder = copy.copy(decoder)

@@ -35,7 +35,7 @@ from hypernet.published.folder import (
 )
 from hypernet.published.pickles import Record, read_pickle
 from hypernet.published.shapes import check
-from hypernet.published.text_to_lora import OutputScale, TextToLora, TextToLoraSizes
+from hypernet.published.text_to_lora import TRAININGS, OutputScale, TextToLora, TextToLoraSizes
 
 Report = Callable[[str, int, int], None]
 """Called with a stage ("hashing", "reading", "checking", "writing"), what is done of it, and all there is to do."""
@@ -188,8 +188,8 @@ def _text_to_lora(found: dict[str, Any], file: Path, origin: Source,
     if not isinstance(base, str):
         raise CheckpointInvalid("adapter_config.json: base_model_name_or_path: is missing")
     training = arguments.get("training_task", "sft")
-    if training not in ("sft", "recon"):
-        raise CheckpointInvalid(f"args.yaml: training_task: is {training!r}; allowed are sft and recon")
+    if training not in TRAININGS:
+        raise CheckpointInvalid(f"args.yaml: training_task: is {training!r}; allowed are {' and '.join(TRAININGS)}")
     divisor = arguments.get("delta_w_scaling", 10000)
     if not isinstance(divisor, int | float) or not 0 < divisor < math.inf:
         raise CheckpointInvalid(f"args.yaml: delta_w_scaling: is {divisor!r}; a number above 0 is needed")

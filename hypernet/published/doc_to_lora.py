@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypernet.inject import MODULE_PARENTS
 from hypernet.perceiver import Factors, Target
 from hypernet.published.errors import CheckpointInvalid
-from hypernet.published.shapes import Tensors, children, count_children, dimensions
+from hypernet.published.shapes import Tensors, count_children, dimensions, module_names
 
 HEAD_WIDTH = 128
 """Width of an attention head in every published checkpoint; the keys tell only heads times width."""
@@ -57,13 +56,7 @@ class DocToLoraSizes:
     @staticmethod
     def of(tensors: Tensors) -> DocToLoraSizes:
         """Read from keys and shapes. Raises CheckpointInvalid where they fit no Doc-to-LoRA hypernetwork."""
-        names = sorted(children(tensors, "bias_A"))
-        if not names:
-            raise CheckpointInvalid("bias_A: is missing; a Doc-to-LoRA checkpoint has one tensor for each module")
-        unknown = [name for name in names if name not in MODULE_PARENTS]
-        if unknown:
-            raise CheckpointInvalid(f"bias_A.{unknown[0]}: is no module that can carry a LoRA; allowed are "
-                                    f"{', '.join(MODULE_PARENTS)}")
+        names = sorted(module_names(tensors, "bias_A", "a Doc-to-LoRA checkpoint has one tensor for each module"))
         layers, rank, _ = dimensions(tensors, f"bias_A.{names[0]}", 3)
         targets = tuple(Target(name, dimensions(tensors, f"bias_A.{name}", 3)[2],
                                dimensions(tensors, f"bias_B.{name}", 3)[2]) for name in names)
@@ -259,7 +252,7 @@ class DocToLora(nn.Module):
         """
         sizes, perceiver = self.sizes, self.aggregator["perceiver"]
         # Layer by layer: the projection is four times as wide as the base, for all layers at once it fills gigabytes.
-        latents = torch.stack([perceiver(each, mask) for each in activations], dim=1)
+        latents = torch.stack([perceiver(each.to(self.head["weight"].dtype), mask) for each in activations], dim=1)
         latents = latents.flatten(1, 2).unflatten(1, (sizes.layers, len(sizes.targets), sizes.rank))
         latents = self.layers(latents)
         latents = latents / latents.norm(dim=-1, keepdim=True)

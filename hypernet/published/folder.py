@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from hypernet.published.doc_to_lora import DocToLora, DocToLoraSizes
 from hypernet.published.errors import CheckpointInvalid
 from hypernet.published.shapes import check
-from hypernet.published.text_to_lora import OutputScale, TextToLora, TextToLoraSizes
+from hypernet.published.text_to_lora import TRAININGS, OutputScale, TextToLora, TextToLoraSizes
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 DOC_TO_LORA, TEXT_TO_LORA = "doc-to-lora", "text-to-lora"
@@ -25,6 +27,7 @@ PER_LAYER, EARLY_EXIT, EMBEDDINGS = "per_layer_activations", "early_exit", "embe
 ACTIVATIONS = (PER_LAYER, EARLY_EXIT, EMBEDDINGS)
 
 Model = TypeVar("Model", DocToLora, TextToLora)
+Config = TypeVar("Config", "DocToLoraConfig", "TextToLoraConfig")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,13 @@ class DocToLoraConfig:
         """Plain values for a JSON file."""
         return {"format": DOC_TO_LORA, "format_version": VERSION, **asdict(self), "sizes": self.sizes.to_json()}
 
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> DocToLoraConfig:
+        """What `to_json` gave, without format and version. Raises KeyError or TypeError."""
+        return DocToLoraConfig(**{
+            **values, "source": Source(**values["source"]), "sizes": DocToLoraSizes.from_json(values["sizes"]),
+            "reading": Reading(**values["reading"])})
+
 
 @dataclass(frozen=True)
 class TextToLoraConfig:
@@ -100,16 +110,19 @@ class TextToLoraConfig:
         """Plain values for a JSON file."""
         return {"format": TEXT_TO_LORA, "format_version": VERSION, **asdict(self), "sizes": self.sizes.to_json()}
 
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> TextToLoraConfig:
+        """What `to_json` gave, without format and version. Raises KeyError or TypeError."""
+        return TextToLoraConfig(**{
+            **values, "source": Source(**values["source"]), "sizes": TextToLoraSizes.from_json(values["sizes"]),
+            "output": OutputScale(**values["output"])})
+
 
 def format_of(folder: Path) -> str:
     """The `format` that a folder's `config.json` names; empty for nano's own kind.
 
     Raises FileNotFoundError where there is no such file, and CheckpointInvalid where it is no JSON object.
     """
-    if not (folder / CONFIG).is_file():
-        raw = [name for name in ("pytorch_model.bin", "hypermod.pt") if (folder / name).is_file()]
-        hint = f", but an unconverted {raw[0]}: run `imprint checkpoint convert`" if raw else ""
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}{hint}")
     return str(_read_json(folder).get("format", ""))
 
 
@@ -122,58 +135,108 @@ def save(folder: Path, config: DocToLoraConfig | TextToLoraConfig, tensors: Mapp
 
 def load_doc_to_lora(folder: Path) -> tuple[DocToLora, DocToLoraConfig]:
     """The network in float32 and evaluation mode. Raises CheckpointInvalid or FileNotFoundError."""
-    fields = _fields(folder, DOC_TO_LORA)
-    try:
-        config = DocToLoraConfig(**{
-            **fields, "source": Source(**fields["source"]), "sizes": DocToLoraSizes.from_json(fields["sizes"]),
-            "reading": Reading(**fields["reading"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointInvalid(f"{folder / CONFIG}: has other fields than this version writes: {error}") from error
-    model = DocToLora(config.sizes)
-    return _load(model, folder), config
+    config = load_doc_to_lora_config(folder)
+    tensors = _tensors(folder)
+    _check_sizes(folder, config.sizes, DocToLoraSizes.of(tensors))
+    return _load(lambda: DocToLora(config.sizes), tensors), config
+
+
+def load_doc_to_lora_config(folder: Path) -> DocToLoraConfig:
+    """What the folder's `config.json` says. Raises CheckpointInvalid or FileNotFoundError."""
+    return _config(folder, DOC_TO_LORA, DocToLoraConfig.from_json)
 
 
 def load_text_to_lora(folder: Path) -> tuple[TextToLora, TextToLoraConfig]:
     """The network in float32 and evaluation mode. Raises CheckpointInvalid or FileNotFoundError."""
-    fields = _fields(folder, TEXT_TO_LORA)
-    try:
-        config = TextToLoraConfig(**{
-            **fields, "source": Source(**fields["source"]), "sizes": TextToLoraSizes.from_json(fields["sizes"]),
-            "output": OutputScale(**fields["output"])})
-    except (KeyError, TypeError) as error:
-        raise CheckpointInvalid(f"{folder / CONFIG}: has other fields than this version writes: {error}") from error
-    model = TextToLora(config.sizes, config.output)
-    return _load(model, folder), config
+    config = _config(folder, TEXT_TO_LORA, TextToLoraConfig.from_json)
+    tensors = _tensors(folder)
+    # safetensors does not keep the order of keys, which numbers the modules; config.json does.
+    found = TextToLoraSizes.of(tensors)
+    order = [target.name for target in config.sizes.targets]
+    named = sorted(found.targets, key=lambda target: order.index(target.name) if target.name in order else -1)
+    _check_sizes(folder, config.sizes, replace(found, targets=tuple(named)))
+    return _load(lambda: TextToLora(config.sizes, config.output), tensors), config
 
 
-def _load(model: Model, folder: Path) -> Model:
+def _tensors(folder: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(folder / WEIGHTS)
+        return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointInvalid(f"{folder / WEIGHTS}: cannot be read as safetensors: {error}") from error
-    check(tensors, model)
+
+
+def _check_sizes(folder: Path, written: DocToLoraSizes | TextToLoraSizes,
+                 found: DocToLoraSizes | TextToLoraSizes) -> None:
+    """Nothing is built of sizes that the tensors do not have: a single wrong number could fill the memory."""
+    for part in fields(found):
+        says, has = getattr(written, part.name), getattr(found, part.name)
+        if says != has or type(says) is not type(has):
+            raise CheckpointInvalid(f"{folder / CONFIG}: sizes.{part.name}: is {says}; the tensors ask for {has}")
+
+
+def _load(build: Callable[[], Model], tensors: Mapping[str, Tensor]) -> Model:
+    with torch.device("meta"):
+        check(tensors, build())
+    model = build()
     model.load_state_dict(tensors)
     model.requires_grad_(False)
     return model.eval()
 
 
-def _fields(folder: Path, wanted: str) -> dict[str, Any]:
-    found = format_of(folder)
+def _config(folder: Path, wanted: str, build: Callable[[dict[str, Any]], Config]) -> Config:
+    """What `build` makes of the folder's `config.json`, which has to be of the format `wanted`."""
+    values = _read_json(folder)
+    found, version = values.pop("format", ""), values.pop("format_version", None)
     if found != wanted:
         raise CheckpointInvalid(f"{folder / CONFIG}: has the format '{found}'; '{wanted}' is needed")
-    fields = _read_json(folder)
-    version = fields.pop("format_version", None)
     if version != VERSION:
         raise CheckpointInvalid(f"{folder / CONFIG}: has format_version {version}; {VERSION} is needed")
-    del fields["format"]
-    return fields
+    try:
+        config = build(values)
+    except (KeyError, TypeError) as error:
+        raise CheckpointInvalid(f"{folder / CONFIG}: has other fields than this version writes: {error}") from error
+    for name, value, right, allowed in _values(config):
+        if not right:
+            raise CheckpointInvalid(f"{folder / CONFIG}: {name}: is {value!r}; {allowed}")
+    return config
+
+
+def _values(config: DocToLoraConfig | TextToLoraConfig) -> Iterator[tuple[str, Any, bool, str]]:
+    """Name, value, whether it is right, and what is allowed, for all but `sizes`, which the tensors decide."""
+    number = "a finite number above 0 is needed"
+    yield "scaling", config.scaling, _positive(config.scaling), number
+    for name in ("base_model", "base_fingerprint"):
+        value = getattr(config, name)
+        yield name, value, isinstance(value, str), "text is needed"
+    yield "base_model", config.base_model, bool(config.base_model), "the name of the base is needed"
+    if isinstance(config, TextToLoraConfig):
+        output = config.output
+        yield "embedding_model", config.embedding_model, isinstance(config.embedding_model, str), "text is needed"
+        yield "output.training", output.training, output.training in TRAININGS, f"{' or '.join(TRAININGS)} is allowed"
+        yield "output.divisor", output.divisor, _positive(output.divisor), number
+        return
+    reading = config.reading
+    yield "use_bias", config.use_bias, isinstance(config.use_bias, bool), "true or false is needed"
+    yield ("reading.activations", reading.activations, reading.activations in ACTIVATIONS,
+           f"allowed are {', '.join(ACTIVATIONS)}")
+    for name, least in (("layers", 0), ("chunk_tokens", 1), ("max_tokens", 1)):
+        value = getattr(reading, name)
+        yield f"reading.{name}", value, type(value) is int and value >= least, f"a whole number from {least} is needed"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raw = [name for name in ("pytorch_model.bin", "hypermod.pt") if (folder / name).is_file()]
+        hint = f", but an unconverted {raw[0]}: run `imprint checkpoint convert`" if raw else ""
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}{hint}")
     try:
-        fields = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointInvalid(f"{folder / CONFIG}: cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointInvalid(f"{folder / CONFIG}: holds a {type(fields).__name__}; an object is needed")
-    return fields
+    if not isinstance(values, dict):
+        raise CheckpointInvalid(f"{folder / CONFIG}: holds a {type(values).__name__}; an object is needed")
+    return values

@@ -31,13 +31,18 @@ Both come from a template that puts an empty system message and a blank line int
 _MARK = "DOCUMENT"
 
 
+def short_name(name: str) -> str:
+    """The last part of a model's name or path, in lower case: "gemma-2-2b-it" of "google/gemma-2-2b-it"."""
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
+
+
 def frame_for(base_name: str, tokenizer: Any) -> Frame:
     """The frame for a base: the one of the published network, else a user's turn in the base's own chat template.
 
     As in training, an empty system message comes first where the template has a place for one.
     Raises CheckpointInvalid where the tokenizer has no chat template that works.
     """
-    known = TRAINED_WITH.get(base_name.rstrip("/").rsplit("/", 1)[-1].lower())
+    known = TRAINED_WITH.get(short_name(base_name))
     if known:
         return known
     if not tokenizer.chat_template:

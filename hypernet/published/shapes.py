@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hypernet.inject import MODULE_PARENTS
 from hypernet.published.errors import CheckpointInvalid
 
 Tensors = Mapping[str, Tensor]
@@ -28,6 +29,21 @@ def children(tensors: Tensors, prefix: str) -> list[str]:
     """The names that follow `prefix` and a dot in the keys, each once, in the keys' order."""
     start = f"{prefix}."
     return list(dict.fromkeys(key[len(start):].split(".", 1)[0] for key in tensors if key.startswith(start)))
+
+
+def module_names(tensors: Tensors, prefix: str, needed: str) -> list[str]:
+    """The modules that the children of `prefix` name, in the keys' order. `needed` says what a checkpoint has there.
+
+    Raises CheckpointInvalid where there are none, or one of them can carry no LoRA.
+    """
+    names = children(tensors, prefix)
+    if not names:
+        raise CheckpointInvalid(f"{prefix}: is missing; {needed}")
+    unknown = [name for name in names if name not in MODULE_PARENTS]
+    if unknown:
+        raise CheckpointInvalid(f"{prefix}.{unknown[0]}: is no module that can carry a LoRA; allowed are "
+                                f"{', '.join(MODULE_PARENTS)}")
+    return names
 
 
 def count_children(tensors: Tensors, prefix: str) -> int:

@@ -15,11 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypernet.inject import MODULE_PARENTS, module_path
+from hypernet.inject import module_path
 from hypernet.lora import LoraAdapter
 from hypernet.perceiver import Target
 from hypernet.published.errors import CheckpointInvalid
-from hypernet.published.shapes import Tensors, children, dimensions
+from hypernet.published.shapes import Tensors, dimensions, module_names
+
+TRAININGS = ("sft", "recon")
+"""What a network was trained on: tasks, or adapters to reconstruct."""
 
 _VARIANTS = {"out_emb": "one head for A and B", "pos_emb": "ranks made one after the other", "vera_A": "VeRA"}
 
@@ -45,13 +48,7 @@ class TextToLoraSizes:
             if any(name.split(".", 1)[0] == key for name in tensors):
                 raise CheckpointInvalid(f"{key}: belongs to a variant ({meaning}) that is not supported")
         # In training modules were numbered by a set, whose order differs from run to run. The heads keep it.
-        names = children(tensors, "heads")
-        if not names:
-            raise CheckpointInvalid("heads: is missing; a Text-to-LoRA checkpoint has one for each module")
-        unknown = [name for name in names if name not in MODULE_PARENTS]
-        if unknown:
-            raise CheckpointInvalid(f"heads.{unknown[0]}: is no module that can carry a LoRA; allowed are "
-                                    f"{', '.join(MODULE_PARENTS)}")
+        names = module_names(tensors, "heads", "a Text-to-LoRA checkpoint has one for each module")
         encoded, embedding = dimensions(tensors, "task_encoder.mlp.0.weight", 2)
         dimensions(tensors, "task_encoder.mlp.1.weight", 1)  # the other kinds of task encoder have something else here
         layers, depth = dimensions(tensors, "layer_depth_encoder.0.weight", 2)

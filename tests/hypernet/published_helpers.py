@@ -7,6 +7,7 @@ the same weights, gave the outputs in tests/data/published (see its README), and
 from __future__ import annotations
 
 import json
+import string
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ import peft  # noqa: F401 (pickle wants the packages around a class to be import
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, BertTokenizerFast
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -73,6 +74,20 @@ def write_base(folder: Path, name: str) -> Path:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     shapes = {key: tuple(value.shape) for key, value in model.named_parameters()}
     save_file(fill(shapes), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_encoder(folder: Path, width: int = 24, positions: int = 64, seed: int = 0) -> Path:
+    """A random BERT as a text encoder, with a tokenizer that knows letters, digits and a few marks."""
+    torch.manual_seed(seed)
+    letters = [*string.ascii_lowercase, *string.digits]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.punctuation, *letters, *(f"##{c}" for c in letters)]
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}, model_max_length=positions)
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(words), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+                         num_attention_heads=2, max_position_embeddings=positions, initializer_range=0.3)
+              ).save_pretrained(folder)
     return folder
 
 
@@ -139,13 +154,17 @@ def doc_to_lora_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 
 def text_to_lora_shapes(modules: tuple[str, ...] = ("v_proj", "q_proj"), latent: int = 16, embedding: int = 24,
-                        head_in: int = 20, rank: int = 4, head_bias: bool = True) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the tensors in a Text-to-LoRA checkpoint; the heads stand in the order of `modules`."""
+                        head_in: int = 20, rank: int = 4, head_bias: bool = True, layers: int = LAYERS,
+                        widths: Mapping[str, tuple[int, int]] = WIDTHS) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of the tensors in a Text-to-LoRA checkpoint; the heads stand in the order of `modules`.
+
+    `layers` and `widths` (of each module, in and out) are those of the base.
+    """
     half, quarter = latent // 2, latent // 4
     found: dict[str, tuple[int, ...]] = {}
-    for kind, column in (("AB_offset", 0), ("mean_recon_target", 0), ("std_recon_target", 0)):
-        found |= {f"{kind}.A.{name}": (LAYERS, rank, WIDTHS[name][column]) for name in modules}
-        found |= {f"{kind}.B.{name}": (LAYERS, WIDTHS[name][1], rank) for name in modules}
+    for kind in ("AB_offset", "mean_recon_target", "std_recon_target"):
+        found |= {f"{kind}.A.{name}": (layers, rank, widths[name][0]) for name in modules}
+        found |= {f"{kind}.B.{name}": (layers, widths[name][1], rank) for name in modules}
 
     def linear(key: str, d_in: int, d_out: int) -> None:
         found[f"{key}.weight"], found[f"{key}.bias"] = (d_out, d_in), (d_out,)
@@ -155,7 +174,7 @@ def text_to_lora_shapes(modules: tuple[str, ...] = ("v_proj", "q_proj"), latent:
 
     linear("task_encoder.mlp.0", embedding, half)
     norm("task_encoder.mlp.1", half)
-    for key, rows in (("layer_depth_encoder", LAYERS), ("layer_type_encoder", len(modules))):
+    for key, rows in (("layer_depth_encoder", layers), ("layer_type_encoder", len(modules))):
         found[f"{key}.0.weight"] = (rows, quarter)
         norm(f"{key}.1", quarter)
     linear("mixer.1", latent, 4 * latent)
@@ -168,7 +187,7 @@ def text_to_lora_shapes(modules: tuple[str, ...] = ("v_proj", "q_proj"), latent:
     linear("mlp3.1", latent, 4 * latent)
     linear("mlp3.4", 4 * latent, head_in)
     for name in modules:
-        linear(f"heads.{name}", head_in, rank * sum(WIDTHS[name]))
+        linear(f"heads.{name}", head_in, rank * sum(widths[name]))
         if not head_bias:
             del found[f"heads.{name}.bias"]
     return found

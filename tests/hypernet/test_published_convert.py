@@ -331,12 +331,25 @@ def test_a_damaged_folder_is_refused(source: Path, tmp_path: Path) -> None:
         ({**config, "format_version": 2}, "format_version 2"),
         ({key: value for key, value in config.items() if key != "sizes"}, "other fields"),
         ({**config, "surprise": 1}, "other fields"),
-        ({**config, "sizes": {**config["sizes"], "layers": 4}}, "the other tensors ask for"),
+        ({**config, "sizes": {**config["sizes"], "layers": 4}}, "sizes.layers: is 4; the tensors ask for 3"),
+        ({**config, "sizes": {**config["sizes"], "residual_blocks": 10**12}}, "sizes.residual_blocks: is 10+; "),
+        ({**config, "sizes": {**config["sizes"], "width": 16.0}}, "sizes.width: is 16.0; the tensors ask for 16"),
+        ({**config, "sizes": 7}, "other fields"),
+        ({**config, "scaling": "1"}, "scaling: is '1'; a finite number above 0"),
+        ({**config, "scaling": float("nan")}, "scaling: is nan"),
+        ({**config, "base_model": ""}, "base_model: is ''"),
+        ({**config, "base_fingerprint": None}, "base_fingerprint: is None; text"),
+        ({**config, "use_bias": "no"}, "use_bias: is 'no'; true or false"),
+        ({**config, "reading": {**config["reading"], "activations": "magic"}}, "reading.activations: is .magic.;"),
+        ({**config, "reading": {**config["reading"], "chunk_tokens": 0}}, "reading.chunk_tokens: is 0"),
+        ({**config, "reading": {**config["reading"], "layers": True}}, "reading.layers: is True"),
     ):
         (folder / "config.json").write_text(json.dumps(changed))
         refused(message)
     (folder / "config.json").write_text("[1]")
     refused("an object is needed")
+    (folder / "config.json").write_text("[" * 100_000)
+    refused("cannot be read as JSON")
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="config.json"):
         load_doc_to_lora(folder)

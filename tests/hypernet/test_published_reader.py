@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig
 
 from hypernet.documents import DocumentText
+from hypernet.encoder import load_base
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.generate import CheckpointMismatch, HypernetGenerator
 from hypernet.lora import validate_folder
@@ -16,6 +19,7 @@ from hypernet.published.convert import convert
 from hypernet.published.errors import CheckpointInvalid
 from hypernet.published.frames import Frame, frame_for
 from hypernet.published.reader import DocToLoraReader
+from hypernet.reader import pad
 from tests.hypernet.helpers import deltas
 from tests.hypernet.published_helpers import (
     BASES,
@@ -38,8 +42,8 @@ def make_base(folder: Path, name: str) -> Path:
 
 
 def make_checkpoint(folder: Path, shape: Shape | None = None, base: Path | None = None,
-                    base_name: str = "example/tiny") -> Path:
-    save_doc_to_lora(folder / "source" / "pytorch_model.bin", shape or Shape(), base_name=base_name)
+                    base_name: str = "example/tiny", **encoder: Any) -> Path:
+    save_doc_to_lora(folder / "source" / "pytorch_model.bin", shape or Shape(), base_name=base_name, **encoder)
     convert(folder / "source", folder / "converted", base, chunk_tokens=120)
     return folder / "converted"
 
@@ -60,14 +64,14 @@ def test_every_architecture_gets_valid_adapters(name: str, tmp_path: Path) -> No
     own = make_base(tmp_path / "base", name)
     shape = Shape(modules=("down_proj", "q_proj", "v_proj", "o_proj"))
     made, = HypernetGenerator.load(make_checkpoint(tmp_path, shape), own, max_rank=8).generate([SHORT])
-    made.lora.save(tmp_path / "adapter")
+    made.parts[0].lora.save(tmp_path / "adapter")
     checked = validate_folder(tmp_path / "adapter", AutoConfig.from_pretrained(own), max_rank=8)
     assert checked.rank == 8 and len(checked.tensors) == 4 * LAYERS
 
 
 def test_ranks_of_chunks_and_bias_add_up(generator: HypernetGenerator) -> None:
-    assert generator.max_chunks == 3  # (3 + 1) * 4 = 16
-    short, long = generator.generate([SHORT, LONG])
+    assert generator.limits.chunks == 3  # (3 + 1) * 4 = 16
+    short, long = (made.parts[0] for made in generator.generate([SHORT, LONG]))
     assert (len(short.chunks), short.lora.rank) == (1, 8)
     count = len(long.chunks)
     assert 1 < count <= 3 and long.lora.rank == 4 * (count + 1)
@@ -77,9 +81,9 @@ def test_ranks_of_chunks_and_bias_add_up(generator: HypernetGenerator) -> None:
 
 
 def test_batch_does_not_matter(generator: HypernetGenerator) -> None:
-    together = generator.generate([SHORT, LONG])
+    together = [made.parts[0] for made in generator.generate([SHORT, LONG])]
     for document, made in zip([SHORT, LONG], together, strict=True):
-        alone = deltas(generator.generate([document])[0].lora)
+        alone = deltas(generator.generate([document])[0].parts[0].lora)
         for path, update in deltas(made.lora).items():
             assert float((update - alone[path]).abs().max()) < 1e-3 * float(update.abs().max()), path
     one, other = deltas(together[0].lora), deltas(together[1].lora)
@@ -90,7 +94,7 @@ def test_documents_are_read_in_the_bases_own_chat_turn(generator: HypernetGenera
     tokens = generator.reader.frame("  The lamp.\n")
     assert generator.tokenizer.decode(tokens) == (
         "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nThe lamp.<|im_end|>\n<|im_start|>assistant\n")
-    assert all(chunk.tokens <= 512 for made in generator.generate([LONG]) for chunk in made.chunks)
+    assert all(chunk.tokens <= 512 for part in generator.generate([LONG])[0].parts for chunk in part.chunks)
 
 
 def test_frames() -> None:
@@ -156,3 +160,27 @@ def test_an_unconverted_checkpoint_gets_a_hint(base: Path, tmp_path: Path) -> No
     save_doc_to_lora(tmp_path / "pytorch_model.bin", Shape())
     with pytest.raises(FileNotFoundError, match="imprint checkpoint convert"):
         HypernetGenerator.load(tmp_path, base)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_base_in_bfloat16_is_read_by_a_network_in_float32(base: Path, tmp_path: Path, quantized: bool,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU."""
+    checkpoint = make_checkpoint(tmp_path, quantize_ctx_encoder=quantized)
+    single = DocToLoraReader(checkpoint, base, "")
+    monkeypatch.setattr("hypernet.published.reader.load_base",
+                        lambda folder, device, dtype: load_base(folder, device, torch.bfloat16))
+    half = DocToLoraReader(checkpoint, base, "")
+    ids = half.frame(SHORT.text)
+    tokens, mask = pad([ids])
+    wanted, found = (reader._activations.read(tokens, mask) for reader in (single, half))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        # Loose: weights near an edge of NF4's steps fall on its other side once they are in bfloat16.
+        assert float((one.float() - other).norm() / other.norm()) < 0.3
+    factors = half.network([one.float() for one in found], mask)["down_proj"]
+    made, = half.adapters([ids])
+    for layer in range(LAYERS):
+        a, b = made.tensors[f"model.layers.{layer}.mlp.down_proj"]
+        assert a.dtype == b.dtype == torch.float32
+        assert torch.equal(a, factors[0][0, layer]) and torch.equal(b, factors[1][0, layer].mT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,3 +128,25 @@ def test_tensors_are_all_that_the_network_needs(tmp_path: Path) -> None:
     network, _ = load(tmp_path, "gemma2")
     for key, value in fill(text_to_lora_shapes()).items():
         assert torch.equal(network.state_dict()[key], value)
+
+
+def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
+    load(tmp_path, "gemma2")
+    file = tmp_path / "converted" / "config.json"
+    config = json.loads(file.read_text())
+    sizes, targets = config["sizes"], config["sizes"]["targets"]
+    for changed, message in (
+        ({"sizes": {**sizes, "rank": 5}}, "sizes.rank: is 5; the tensors ask for 4"),
+        ({"sizes": {**sizes, "embedding": 10**12}}, "sizes.embedding: is 10+; the tensors ask for 24"),
+        ({"sizes": {**sizes, "targets": targets[:1]}}, "sizes.targets: is "),
+        ({"sizes": {**sizes, "targets": [targets[0], targets[0]]}}, "sizes.targets: is "),
+        ({"output": {**config["output"], "training": "magic"}}, "output.training: is 'magic'; sft or recon"),
+        ({"output": {**config["output"], "divisor": 0}}, "output.divisor: is 0"),
+        ({"embedding_model": 7}, "embedding_model: is 7; text"),
+        ({"scaling": -1}, "scaling: is -1"),
+    ):
+        file.write_text(json.dumps(config | changed))
+        with pytest.raises(CheckpointInvalid, match=message):
+            load_text_to_lora(tmp_path / "converted")
+    file.write_text(json.dumps(config))
+    assert load_text_to_lora(tmp_path / "converted")[1].sizes.rank == 4

@@ -1,0 +1,25 @@
+"""Killing processes that tests have started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants; empty where it has ended and been waited for."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill(processes: Sequence[psutil.Process], timeout_s: float = 10) -> None:
+    """kill -9 of all at once, then wait until they have ended, at most `timeout_s` seconds."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=timeout_s)
