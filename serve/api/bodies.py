@@ -81,7 +81,15 @@ def media_type(request: Request) -> str:
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """Decode a JSON object strictly: UTF-8 only, no NaN, no lone surrogates, bounded depth."""
+    """Decode a JSON object strictly, see `parse_json_value`."""
+    value = parse_json_value(raw)
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object.", param="body", code="invalid_json")
+    return value
+
+
+def parse_json_value(raw: bytes) -> Any:
+    """Decode JSON strictly: UTF-8 only, no NaN, no lone surrogates, bounded depth. Raises ApiError 400."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,8 +101,6 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, "The body is nested too deeply.", param="body", code="invalid_json") from error
     except ValueError as error:
         raise ApiError(400, f"The body is not valid JSON: {error}.", param="body", code="invalid_json") from error
-    if not isinstance(value, dict):
-        raise ApiError(400, "The body must be a JSON object.", param="body", code="invalid_json")
     path = _find_surrogate(value) if "\\u" in text else None
     if path is not None:
         raise ApiError(400, f"'{path}' holds half of a surrogate pair.", param=path, code="invalid_utf8")

@@ -22,6 +22,7 @@ from serve.api.schemas import (
     DocumentList,
     DocumentObject,
     PostedDocument,
+    ProbeObject,
     document_fields,
     job_object,
 )
@@ -57,7 +58,7 @@ async def post_document(
 ) -> PostedDocument:
     """Store a document and queue the making of its adapter. A known `external_id` adds a version to its document."""
     check_wait(services, wait)
-    post = await read_post(request, services.config.limits)
+    post = await _read(request, services)
     result = await services.call(
         services.registry.post_document,
         tenant.id,
@@ -66,6 +67,8 @@ async def post_document(
         external_id=post.external_id,
         collection=post.collection,
         metadata=post.metadata,
+        mode=post.mode,
+        probes=[probe.model_dump() for probe in post.probes or ()],
         idempotency_key=idempotency_key,
     )
     return await _posted(services, response, result, wait)
@@ -87,7 +90,7 @@ async def put_document(
     """Store a new version of a document; the version before it is served until the new one is ready."""
     check_wait(services, wait)
     found = await find_document(services, tenant.id, document_id)
-    post = await read_post(request, services.config.limits)
+    post = await _read(request, services)
     if post.external_id not in (None, found.external_id):
         raise ApiError(400, "A document's 'external_id' cannot be changed.", param="external_id", code="invalid_value")
     result = await services.call(
@@ -97,6 +100,8 @@ async def put_document(
         post.text,
         collection=post.collection,
         metadata=post.metadata,
+        mode=post.mode,
+        probes=[probe.model_dump() for probe in post.probes or ()],
         document_id=found.id,
         idempotency_key=idempotency_key,
     )
@@ -127,7 +132,7 @@ async def list_documents(
 async def get_document(
     services: ServicesDep, tenant: TenantDep, document_id: DocumentId, wait: Wait = 0
 ) -> DocumentDetail:
-    """A document with its newest version's text and job."""
+    """A document with its newest version's text, probes and job."""
     check_wait(services, wait)
     document = await find_document(services, tenant.id, document_id)
     if wait and document.state == "processing":
@@ -137,7 +142,10 @@ async def get_document(
     if version is None:
         raise _not_found(document_id)
     return DocumentDetail(
-        **document_fields(document), text=version.text, job=None if job is None else job_object(job)
+        **document_fields(document),
+        text=version.text,
+        probes=[ProbeObject(question=probe["question"] or "", answer=probe["answer"]) for probe in version.probes],
+        job=None if job is None else job_object(job),
     )
 
 
@@ -172,6 +180,16 @@ def check_wait(services: Services, wait: float) -> None:
     longest = services.config.limits.max_wait_s
     if not wait <= longest:
         raise ApiError(400, f"'wait' may be at most {longest:g} seconds.", param="wait", code="invalid_value")
+
+
+async def _read(request: Request, services: Services) -> DocumentPost:
+    """The request's document. Raises ApiError, also for a mode that this server is not configured for."""
+    post = await read_post(request, services.config.limits)
+    if post.mode == "task" and not services.config.generator.task.checkpoint:
+        message = ("'mode' is 'task', but this server has no Text-to-LoRA checkpoint (generator.task.checkpoint); "
+                   "'document' is allowed.")
+        raise ApiError(400, message, param="mode", code="invalid_value")
+    return post
 
 
 async def _posted(services: Services, response: Response, result: PostResult, wait: float) -> PostedDocument:

@@ -29,6 +29,9 @@ class ImprintField(BaseModel):
     score: float | None
     margin: float | None = None
     threshold: float | None = None
+    part: int | None = None
+    parts: int | None = None
+    degraded: bool = False
 
 
 class GenerationObject(BaseModel):
@@ -48,6 +51,7 @@ class GenerationObject(BaseModel):
 _HEADER_DOCS = {
     "x-imprint-adapter": "The adapter's ID, or `base`.",
     "x-imprint-document": "The adapter's document.",
+    "x-imprint-part": "Which part of its document the adapter covers, from 0; only where there are several.",
     "x-imprint-reason": "Why this adapter, or none.",
     "x-imprint-score": "The best candidate's score.",
     "x-request-id": "The server's ID of this request.",

@@ -63,11 +63,12 @@ def _owned(registry: Registry, tenant: Tenant) -> Iterator[ModelObject]:
     while True:
         page = registry.list_documents(tenant.id, limit=_PAGE, cursor=cursor)
         for document in page.items:
-            if document.adapter_id is None:
+            if not document.adapter_ids:
                 continue
             fields = {"owned_by": tenant.name, "title": document.title}
             yield ModelObject(id=document.id, created=int(document.created_at), kind="document", **fields)
-            yield ModelObject(id=document.adapter_id, created=int(document.updated_at), kind="adapter", **fields)
+            for adapter_id in document.adapter_ids:
+                yield ModelObject(id=adapter_id, created=int(document.updated_at), kind="adapter", **fields)
         cursor = page.next_cursor
         if cursor is None:
             return

@@ -19,7 +19,9 @@ router = APIRouter(prefix="/v1/route", tags=["routing"])
 
 class RouteDecision(BaseModel):
     """Who would answer. A score is 0.6 x cosine to the nearest centroid + 0.4 x share of the query's words found;
-    `margin` is the lead in rank over the next candidate."""
+    `margin` is the lead in rank over the next document. The adapter covers part `part` (from 0) of `parts` of its
+    document; `degraded` says that it failed the quality gate. `candidates` are one for each document, or where `model`
+    names a document, its parts."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -30,6 +32,9 @@ class RouteDecision(BaseModel):
     score: float | None
     margin: float | None = None
     threshold: float | None = None
+    part: int | None = None
+    parts: int | None = None
+    degraded: bool = False
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
 

@@ -6,14 +6,29 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from serve.registry.records import Adapter, AdapterState, ApiKey, Document, DocumentState, Job, JobState
+from serve.registry.records import (
+    Adapter,
+    AdapterState,
+    ApiKey,
+    Document,
+    DocumentMode,
+    DocumentState,
+    Job,
+    JobKind,
+    JobState,
+)
 
 
 class JobObject(BaseModel):
-    """One run of a generator for one document version. `fraction` is its progress in 0..1."""
+    """One run for one document version. `fraction` is its progress in 0..1.
+
+    A `generate` job makes the version's adapters, a `refine` job improves them in the background. `note` says why a
+    job ended without new adapters although nothing failed.
+    """
 
     id: str
     object: Literal["job"] = "job"
+    kind: JobKind
     document_id: str
     version: int
     status: JobState
@@ -21,6 +36,7 @@ class JobObject(BaseModel):
     fraction: float
     attempts: int
     error: str | None
+    note: str | None
     adapter_id: str | None
     created_at: float
     updated_at: float
@@ -28,7 +44,11 @@ class JobObject(BaseModel):
 
 
 class DocumentObject(BaseModel):
-    """A document as it stands now. `version` is the newest one posted, `current_version` the one being served."""
+    """A document as it stands now. `version` is the newest one posted, `current_version` the one being served.
+
+    `adapter_ids` are the adapters of its parts, in order; `adapter_id` is the first. A document is `degraded` when the
+    quality gate did not pass all of them: `manifest.gate` of each adapter says why.
+    """
 
     id: str
     object: Literal["document"] = "document"
@@ -36,21 +56,32 @@ class DocumentObject(BaseModel):
     collection: str | None
     collection_id: str | None
     title: str
+    mode: DocumentMode
     metadata: dict[str, Any]
     content_hash: str
     status: DocumentState
     version: int
     current_version: int | None
     adapter_id: str | None
+    adapter_ids: list[str]
     job_id: str
     created_at: float
     updated_at: float
 
 
+class ProbeObject(BaseModel):
+    """A question that the quality gate asks of the adapter; without an answer, what the base model says about the
+    text is the reference."""
+
+    question: str
+    answer: str | None
+
+
 class DocumentDetail(DocumentObject):
-    """A document with its newest version's text and job."""
+    """A document with its newest version's text, probes (the client's own) and job."""
 
     text: str
+    probes: list[ProbeObject]
     job: JobObject | None
 
 
@@ -70,13 +101,18 @@ class DeletedDocument(BaseModel):
 
 
 class AdapterObject(BaseModel):
-    """A published adapter. `manifest` says how it was made and what it covers."""
+    """A published adapter: `part` of `parts` of its document, counted from 0.
+
+    `manifest` says how it was made, what it covers and, as `gate`, how it did in the quality gate.
+    """
 
     id: str
     object: Literal["adapter"] = "adapter"
     document_id: str
     version: int
     job_id: str
+    part: int
+    parts: int
     kind: str
     status: AdapterState
     current: bool
@@ -156,6 +192,7 @@ def job_object(job: Job) -> JobObject:
     """A job as clients see it: without worker and lease."""
     return JobObject(
         id=job.id,
+        kind=job.kind,
         document_id=job.document_id,
         version=job.version,
         status=job.state,
@@ -163,6 +200,7 @@ def job_object(job: Job) -> JobObject:
         fraction=job.fraction,
         attempts=job.attempts,
         error=job.error,
+        note=job.note,
         adapter_id=job.adapter_id,
         created_at=job.created_at,
         updated_at=job.updated_at,
@@ -178,12 +216,14 @@ def document_fields(document: Document) -> dict[str, Any]:
         "collection": document.collection,
         "collection_id": document.collection_id,
         "title": document.title,
+        "mode": document.mode,
         "metadata": dict(document.metadata),
         "content_hash": document.content_hash,
         "status": document.state,
         "version": document.latest_version,
         "current_version": document.current_version,
         "adapter_id": document.adapter_id,
+        "adapter_ids": list(document.adapter_ids),
         "job_id": document.job_id,
         "created_at": document.created_at,
         "updated_at": document.updated_at,
@@ -197,6 +237,8 @@ def adapter_object(adapter: Adapter) -> AdapterObject:
         document_id=adapter.document_id,
         version=adapter.version,
         job_id=adapter.job_id,
+        part=adapter.part,
+        parts=adapter.parts,
         kind=adapter.kind,
         status=adapter.state,
         current=adapter.retired_at is None and adapter.state != "deleted",

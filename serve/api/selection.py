@@ -10,7 +10,7 @@ from typing import Any
 from serve.api.documents import find_collection
 from serve.api.errors import ApiError
 from serve.api.services import Services
-from serve.registry.records import Resolution, Tenant
+from serve.registry.records import Adapter, Resolution, Tenant
 
 ROUTED = "imprint"
 BASE = "base"
@@ -36,6 +36,8 @@ class Selection:
             headers["x-imprint-document"] = self.document_id
         if self.score is not None:
             headers["x-imprint-score"] = f"{self.score:.4f}"
+        if self._of_several_parts:
+            headers["x-imprint-part"] = str(self.details["part"])
         return headers
 
     def summary(self) -> dict[str, Any]:
@@ -49,7 +51,16 @@ class Selection:
         for name in ("margin", "threshold"):
             if name in self.details:
                 summary[name] = self.details[name]
+        if self._of_several_parts:
+            summary["part"] = self.details["part"]
+            summary["parts"] = self.details["parts"]
+        if self.details.get("degraded"):
+            summary["degraded"] = True
         return summary
+
+    @property
+    def _of_several_parts(self) -> bool:
+        return self.adapter_id is not None and (self.details.get("parts") or 1) > 1
 
 
 async def select(
@@ -64,7 +75,7 @@ async def select(
     """Decide who answers. Raises ApiError 404 for an unknown model or collection, 409 for one that is not ready."""
     started = time.monotonic()
     if model == BASE:
-        selection = _without_router(BASE, None, None, "base_requested", started)
+        selection = _without_router(BASE, None, "base_requested", started)
     elif model == ROUTED:
         collection_id = None if collection is None else await find_collection(services, tenant.id, collection)
         selection = await _route(services, tenant, messages, prompt, collection_id)
@@ -91,14 +102,23 @@ async def _pinned(
     target = resolution.target
     if target.startswith("col_"):
         return await _route(services, tenant, messages, prompt, target)
+    not_ready = ApiError(
+        409,
+        f"The model '{model}' has no adapter yet; its document is being processed or has failed.",
+        param="model",
+        code="model_not_ready",
+    )
     if not resolution.adapter_ids:
-        message = f"The model '{model}' has no adapter yet; its document is being processed or has failed."
-        raise ApiError(409, message, param="model", code="model_not_ready")
-    adapter_id = resolution.adapter_ids[0]
-    adapter = await services.call(services.registry.get_adapter, tenant.id, adapter_id)
+        raise not_ready
+    if len(resolution.adapter_ids) > 1:
+        selection = await _route(services, tenant, messages, prompt, None, document_id=target)
+        if selection.adapter_id is None:  # a new version or a deletion came between, or no part can be searched
+            raise not_ready
+        return selection
+    adapter = await services.call(services.registry.get_adapter, tenant.id, resolution.adapter_ids[0])
     if adapter is None:
         raise ApiError(404, f"The model '{model}' does not exist.", param="model", code="model_not_found")
-    return _without_router(model, adapter_id, adapter.document_id, "pinned", started)
+    return _without_router(model, adapter, "pinned", started)
 
 
 async def _route(
@@ -107,9 +127,11 @@ async def _route(
     messages: list[dict[str, Any]] | None,
     prompt: str | None,
     collection_id: str | None,
+    document_id: str | None = None,
 ) -> Selection:
     if messages is None and prompt is None:
-        raise ApiError(400, f"Model '{ROUTED}' needs one text as prompt.", param="prompt", code="invalid_value")
+        what = f"Model '{ROUTED}'" if document_id is None else f"Document {document_id}, which has several parts,"
+        raise ApiError(400, f"{what} needs one text as prompt.", param="prompt", code="invalid_value")
     decision = await services.router.route(
         {
             "tenant_id": tenant.id,
@@ -117,6 +139,7 @@ async def _route(
             "messages": messages,
             "prompt": prompt,
             "collection": collection_id,
+            "document_id": document_id,
         }
     )
     score = decision.get("score")
@@ -125,12 +148,10 @@ async def _route(
     return Selection(decision["adapter_id"], decision.get("document_id"), str(decision["reason"]), score, decision)
 
 
-def _without_router(
-    model: str, adapter_id: str | None, document_id: str | None, reason: str, started: float
-) -> Selection:
+def _without_router(model: str, adapter: Adapter | None, reason: str, started: float) -> Selection:
     details: dict[str, Any] = {
-        "adapter_id": adapter_id,
-        "document_id": document_id,
+        "adapter_id": adapter.id if adapter else None,
+        "document_id": adapter.document_id if adapter else None,
         "model": model,
         "score": None,
         "margin": None,
@@ -138,5 +159,8 @@ def _without_router(
         "reason": reason,
         "candidates": [],
         "timings": {"total_s": time.monotonic() - started},
+        "part": adapter.part if adapter else None,
+        "parts": adapter.parts if adapter else None,
+        "degraded": adapter is not None and adapter.state == "degraded",
     }
-    return Selection(adapter_id, document_id, reason, None, details)
+    return Selection(details["adapter_id"], details["document_id"], reason, None, details)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -18,6 +19,14 @@ from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, 
 from serve.cli.output import fail, note, print_json, print_table, printable, when
 
 app = typer.Typer(no_args_is_help=True, help="Post, list, show and delete documents.")
+
+
+class Mode(StrEnum):
+    """What a posted text is."""
+
+    DOCUMENT = "document"
+    TASK = "task"
+
 
 PAGE = 100
 POLL_S = 0.25
@@ -31,6 +40,15 @@ def add(
     external_id: Annotated[str, typer.Option(help="Your own ID; posting it again makes a new version.")] = "",
     collection: Annotated[str, typer.Option(help="Group to put the documents in, made if new.")] = "",
     metadata: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = None,
+    mode: Annotated[Mode, typer.Option(help="task: the text describes a task, it holds no facts.")] = Mode.DOCUMENT,
+    probes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='Questions that show whether the document was learned: a JSON array of {"question", "answer"}, where '
+            "the answer may be left out. For one file only.",
+        ),
+    ] = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for each adapter; 0: do not wait.")] = 60,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = "",
@@ -38,12 +56,16 @@ def add(
     as_json: JsonOption = False,
 ) -> None:
     """Post documents and wait until their facts can be asked for. Prints their IDs."""
-    if len(files) > 1 and (title or external_id):
-        fail("--title and --external-id are for one file", 2)
+    if len(files) > 1 and (title or external_id or probes):
+        fail("--title, --external-id and --probes are for one file", 2)
     fields: dict[str, Any] = {"title": title, "external_id": external_id, "collection": collection}
     fields = {name: value for name, value in fields.items() if value}
     if metadata:
         fields["metadata"] = _parse_metadata(metadata)
+    if mode is not Mode.DOCUMENT:
+        fields["mode"] = mode.value
+    if probes is not None:
+        fields["probes"] = _parse_probes(probes)
     # All are read before any is posted, so that a wrong path does not leave half of them on the server.
     texts = [(str(file), _read(file)) for file in files]
     failed = 0
@@ -52,9 +74,15 @@ def add(
         for name, document in posted:
             job = _wait(client, document["job"], wait)
             document["job"] = job
+            if job["status"] == "succeeded":
+                now = client.call("GET", _path(document["id"]))
+                document |= {name: now[name] for name in document.keys() & now.keys() - {"job"}}
             typer.echo(json.dumps(document, ensure_ascii=False) if as_json else document["id"])
             failed += job["status"] == "failed"
             note(f"{name}: {_outcome(document, job)}")
+            if document["status"] == "degraded":
+                for warning in _degraded(client, document):
+                    note(f"{name}: warning: {warning}")
     if failed:
         raise typer.Exit(1)
 
@@ -95,9 +123,12 @@ def show(
     if as_json:
         print_json(found)
         return
-    for name in ("id", "title", "status", "version", "current_version", "adapter_id", "external_id", "collection"):
+    names = ("id", "title", "mode", "status", "version", "current_version", "adapter_id", "external_id", "collection")
+    for name in names:
         if found.get(name) is not None:
             typer.echo(f"{name}: {printable(str(found[name]))}")
+    if len(found["adapter_ids"]) > 1:
+        typer.echo(f"adapter_ids: {' '.join(found['adapter_ids'])}")
     job = found.get("job") or {}
     if job.get("error"):
         typer.echo(f"error: {printable(job['error'])}")
@@ -153,6 +184,16 @@ def _parse_metadata(pairs: list[str]) -> dict[str, str]:
     return metadata
 
 
+def _parse_probes(file: Path) -> list[Any]:
+    try:
+        probes = json.loads(_read(file))
+    except ValueError as error:
+        fail(f"{file} is not JSON: {error}")
+    if not isinstance(probes, list):
+        fail(f'{file} must hold a JSON array of {{"question": ..., "answer": ...}}')
+    return probes
+
+
 def _wait(client: Client, job: dict[str, Any], seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while job["status"] not in _DONE and time.monotonic() < deadline:
@@ -165,8 +206,22 @@ def _outcome(document: dict[str, Any], job: dict[str, Any]) -> str:
     if job["status"] == "failed":
         return f"failed: {printable(job['error'] or 'no reason given')}"
     if job["status"] == "succeeded":
-        return f"ready as {job['adapter_id']}" if document.get("created", True) else "was there already, ready"
+        state = "ready" if document["status"] == "ready" else f"done, but the document is {document['status']}"
+        if not document.get("created", True):
+            return f"was there already, {state}"
+        return f"{state} as {' '.join(document['adapter_ids'])}" if document["adapter_ids"] else state
     return f"stored; the adapter is still being made ({job['stage'] or job['status']})"
+
+
+def _degraded(client: Client, document: dict[str, Any]) -> Iterator[str]:
+    """What the quality gate had to say against each adapter of a document that did not pass."""
+    for adapter_id in document["adapter_ids"]:
+        adapter = client.call("GET", f"/v1/adapters/{adapter_id}")
+        if adapter["status"] == "degraded":
+            gate = adapter["manifest"].get("gate") or {}
+            reasons = "; ".join(gate.get("reasons") or ()) or "no reason given"
+            part = f" (part {adapter['part'] + 1} of {adapter['parts']})" if adapter["parts"] > 1 else ""
+            yield printable(f"{adapter_id}{part} did not pass the quality gate and is not routed to: {reasons}")
 
 
 def _all(client: Client, collection: str) -> Iterator[dict[str, Any]]:

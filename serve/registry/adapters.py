@@ -10,10 +10,12 @@ import sqlalchemy as sa
 
 from serve.registry import changes
 from serve.registry.checks import check_cursor, check_limit
-from serve.registry.records import Adapter, Page, RoutableAdapter, RoutableSnapshot
+from serve.registry.records import Adapter, AdapterState, Page, RoutableAdapter, RoutableSnapshot
 from serve.registry.tables import adapters, centroids, document_versions, documents
 
 VECTOR_TYPE = np.dtype("<f4")
+# What makes an adapter one of its document's current ones.
+CURRENT = (adapters.c.retired_at.is_(None), adapters.c.deleted_at.is_(None))
 _IDS_AT_ONCE = 500  # databases bound the number of parameters of a query
 
 
@@ -43,6 +45,28 @@ def list_adapters(
     return Page([_adapter(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None)
 
 
+def current_adapters_of(connection: sa.Connection, tenant_id: str, document_id: str) -> list[Adapter]:
+    """In order of part."""
+    if "\x00" in document_id:
+        return []
+    query = sa.select(adapters).where(
+        adapters.c.tenant_id == tenant_id, adapters.c.document_id == document_id, *CURRENT
+    )
+    return [_adapter(row) for row in connection.execute(query.order_by(adapters.c.part))]
+
+
+def current_ids(connection: sa.Connection, document_ids: Sequence[str]) -> dict[str, list[tuple[str, AdapterState]]]:
+    """ID and state of the current adapters of documents, in order of part; a document that has none is left out."""
+    found: dict[str, list[tuple[str, AdapterState]]] = {}
+    for start in range(0, len(document_ids), _IDS_AT_ONCE):
+        query = sa.select(adapters.c.document_id, adapters.c.id, adapters.c.state).where(
+            adapters.c.document_id.in_(document_ids[start : start + _IDS_AT_ONCE]), *CURRENT
+        )
+        for row in connection.execute(query.order_by(adapters.c.document_id, adapters.c.part)):
+            found.setdefault(row.document_id, []).append((row.id, row.state))
+    return found
+
+
 def list_purgeable(connection: sa.Connection, deleted_before: float, limit: int) -> list[Adapter]:
     """Oldest deletion first."""
     query = (
@@ -68,33 +92,37 @@ def known_adapters(connection: sa.Connection, adapter_ids: Set[str]) -> set[str]
 
 def current_adapters(connection: sa.Connection, adapter_ids: Set[str]) -> set[str]:
     """Those of these IDs that are neither deleted nor retired, of whatever tenant."""
-    return _among(connection, adapter_ids, adapters.c.deleted_at.is_(None), adapters.c.retired_at.is_(None))
+    return _among(connection, adapter_ids, *CURRENT)
 
 
 def routable(
-    connection: sa.Connection, tenant_id: str, adapter_ids: Sequence[str] | None = None
+    connection: sa.Connection, tenant_id: str, document_ids: Sequence[str] | None = None
 ) -> list[RoutableAdapter]:
-    """Current adapters of live documents, oldest first."""
+    """Current adapters of live documents, by document and part."""
+    if document_ids is not None and len(document_ids) > _IDS_AT_ONCE:
+        batches = [document_ids[start : start + _IDS_AT_ONCE] for start in range(0, len(document_ids), _IDS_AT_ONCE)]
+        return [one for batch in batches for one in routable(connection, tenant_id, batch)]
     query = (
         sa.select(
             adapters.c.id,
             adapters.c.document_id,
+            adapters.c.version,
+            adapters.c.part,
+            adapters.c.parts,
+            adapters.c.manifest["chunks"].label("chunks"),
             adapters.c.base_fingerprint,
             adapters.c.generator_fingerprint,
             adapters.c.state,
             documents.c.collection_id,
             document_versions.c.title,
+            document_versions.c.mode,
             centroids.c.encoder,
             centroids.c.encoder_version,
             centroids.c.count.label("rows"),
             centroids.c.dimension,
             centroids.c.vectors,
         )
-        .join(
-            documents,
-            # The first condition says nothing new; it gives the planner the primary key instead of a scan per row.
-            sa.and_(documents.c.id == adapters.c.document_id, documents.c.current_adapter_id == adapters.c.id),
-        )
+        .join(documents, documents.c.id == adapters.c.document_id)
         .join(
             document_versions,
             sa.and_(
@@ -107,18 +135,23 @@ def routable(
             adapters.c.tenant_id == tenant_id,
             documents.c.tenant_id == tenant_id,
             documents.c.deleted_at.is_(None),
-            adapters.c.deleted_at.is_(None),
+            *CURRENT,
         )
-        .order_by(adapters.c.id)
+        .order_by(adapters.c.document_id, adapters.c.part)
     )
-    if adapter_ids is not None:
-        query = query.where(adapters.c.id.in_(list(adapter_ids)))
+    if document_ids is not None:
+        query = query.where(adapters.c.document_id.in_(list(document_ids)))
     return [
         RoutableAdapter(
             adapter_id=row.id,
             tenant_id=tenant_id,
             document_id=row.document_id,
             document_title=row.title,
+            version=row.version,
+            mode=row.mode,
+            part=row.part,
+            parts=row.parts,
+            spans=_spans(row.chunks),
             collection_id=row.collection_id,
             # frombuffer gives a read-only view of the bytes, which suits a frozen record
             centroids=np.frombuffer(row.vectors, dtype=VECTOR_TYPE).reshape(row.rows, row.dimension),
@@ -133,7 +166,7 @@ def routable(
 
 
 def routable_snapshot(connection: sa.Connection, tenant_id: str) -> RoutableSnapshot:
-    """The number is read first: where the two reads see different states, the adapters are the newer ones."""
+    """All of one transaction, and so of one state."""
     seq = changes.head(connection, tenant_id)
     return RoutableSnapshot(seq, routable(connection, tenant_id))
 
@@ -149,6 +182,14 @@ def _among(
     return found
 
 
+def _spans(chunks: Any) -> tuple[tuple[int, int], ...]:
+    """The spans of a manifest's chunks; none, which stands for all of the text, where they do not say."""
+    try:
+        return tuple((int(chunk["start"]), int(chunk["end"])) for chunk in chunks or ())
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
 def _adapter(row: sa.Row[Any]) -> Adapter:
     return Adapter(
         id=row.id,
@@ -156,6 +197,8 @@ def _adapter(row: sa.Row[Any]) -> Adapter:
         document_id=row.document_id,
         version=row.version,
         job_id=row.job_id,
+        part=row.part,
+        parts=row.parts,
         kind=row.kind,
         state=row.state,
         rank=row.rank,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from serve.ids import id_kind
+from serve.registry.adapters import CURRENT
 from serve.registry.checks import check_name
 from serve.registry.errors import InvalidInput, NotFound
 from serve.registry.records import Alias, Resolution
@@ -50,23 +51,25 @@ def delete_alias(connection: sa.Connection, tenant_id: str, name: str) -> bool:
 def _resolve_id(connection: sa.Connection, tenant_id: str, name: str) -> Resolution | None:
     kind = id_kind(name)
     live = (documents.c.tenant_id == tenant_id, documents.c.deleted_at.is_(None))
-    current = sa.select(documents.c.current_adapter_id).where(*live).order_by(documents.c.id)
+    serving = (
+        sa.select(adapters.c.id)
+        .join(documents, documents.c.id == adapters.c.document_id)
+        .where(*live, *CURRENT)
+        .order_by(adapters.c.document_id, adapters.c.part)
+    )
     if kind == "adp":
         query = sa.select(adapters.c.id).where(
             adapters.c.tenant_id == tenant_id, adapters.c.id == name, adapters.c.deleted_at.is_(None)
         )
         return None if connection.execute(query).first() is None else Resolution("adapter", name, (name,))
     if kind == "doc":
-        row = connection.execute(current.where(documents.c.id == name)).first()
-        if row is None:
+        if connection.execute(sa.select(documents.c.id).where(*live, documents.c.id == name)).first() is None:
             return None
-        return Resolution("document", name, () if row[0] is None else (row[0],))
+        return Resolution("document", name, tuple(connection.execute(serving.where(documents.c.id == name)).scalars()))
     if kind == "col":
         known = sa.select(collections.c.id).where(collections.c.tenant_id == tenant_id, collections.c.id == name)
         if connection.execute(known).first() is None:
             return None
-        rows = connection.execute(
-            current.where(documents.c.collection_id == name, documents.c.current_adapter_id.is_not(None))
-        )
+        rows = connection.execute(serving.where(documents.c.collection_id == name))
         return Resolution("collection", name, tuple(rows.scalars()))
     return None

@@ -22,8 +22,8 @@ def append(
     now: float,
     tenant_id: str,
     kind: EventKind,
+    document_id: str,
     adapter_id: str | None = None,
-    document_id: str | None = None,
     retired: Sequence[str] = (),
 ) -> ChangeEvent:
     """Write the next event in the caller's transaction.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from serve.ids import id_kind, looks_typed
 from serve.registry.errors import InvalidInput
+from serve.registry.records import DocumentMode, Probe
 
 MAX_PAGE = 1000
+MAX_PROBES = 32
+PROBE_LENGTH = 500
 RESERVED_NAMES = frozenset({"imprint", "base"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -58,6 +61,31 @@ def check_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidInput("The metadata contains a NUL character.")
     copy: dict[str, Any] = json.loads(text)
     return copy
+
+
+def check_mode(mode: str) -> DocumentMode:
+    """The mode, when it is one."""
+    if mode not in get_args(DocumentMode):
+        raise InvalidInput(f"The mode must be one of {', '.join(get_args(DocumentMode))}, not {mode[:80]!r}.")
+    return mode  # type: ignore[return-value]
+
+
+def check_probes(probes: Sequence[Mapping[str, str | None]]) -> tuple[Probe, ...]:
+    """Plain copies of at most MAX_PROBES questions with or without answer, each of at most PROBE_LENGTH characters."""
+    if len(probes) > MAX_PROBES:
+        raise InvalidInput(f"There are {len(probes)} probes; {MAX_PROBES} are allowed.")
+    copies: list[Probe] = []
+    for number, probe in enumerate(probes):
+        question, answer = probe.get("question"), probe.get("answer")
+        if question is None or not probe.keys() <= {"question", "answer"}:
+            raise InvalidInput(f"Probe {number} must have a question, may have an answer, and nothing else.")
+        for what, value in (("question", question), ("answer", answer)):
+            if value is not None:
+                check_text(f"{what} of probe {number}", value, PROBE_LENGTH)
+                if not value.strip():
+                    raise InvalidInput(f"The {what} of probe {number} is empty.")
+        copies.append({"question": question, "answer": answer})
+    return tuple(copies)
 
 
 def check_limit(limit: int) -> int:

@@ -39,11 +39,14 @@ class Database:
         """`url` is an SQLAlchemy URL: `sqlite:///path` or `postgresql+psycopg://…`. Raises InvalidInput for others."""
         self.url = _checked(url)
         self._engine = _engine(self.url)
+        # SQLite's transactions see one state anyway.
+        snapshot = {} if self._engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
+        self._reader = self._engine.execution_options(**snapshot)
         self._writer = self._engine.execution_options(**{_WRITE: True})
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run `work` in a transaction that sees one state (on SQLite) and never waits for writers."""
-        with self._engine.connect() as connection, connection.begin():
+        """Run `work` in a transaction that sees one state and never waits for writers."""
+        with self._reader.connect() as connection, connection.begin():
             return work(connection)
 
     def write(self, work: Callable[[sa.Connection], T]) -> T:
@@ -87,7 +90,8 @@ def migrate(url: str) -> str:
     path = _sqlite_path(parsed)
     if path is not None:
         _prepare_sqlite(path)
-    engine = _engine(parsed)
+    # SQLite can change a table only by making it anew, which foreign keys to it would forbid; they are checked after.
+    engine = _engine(parsed, foreign_keys=False)
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
@@ -100,6 +104,8 @@ def migrate(url: str) -> str:
                 raise RegistryNotMigrated(f"The registry is at schema revision {found}, newer than this program.")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if path is not None and (broken := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                raise RuntimeError(f"The migration left {len(broken)} rows that refer to nothing; it is undone.")
     finally:
         engine.dispose()
     return _wanted_revision()
@@ -149,7 +155,7 @@ def _prepare_sqlite(path: Path) -> None:
             connection.close()
 
 
-def _engine(url: URL) -> sa.Engine:
+def _engine(url: URL, foreign_keys: bool = True) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=56, hide_parameters=True)
     engine = sa.create_engine(url, pool_size=8, max_overflow=56, hide_parameters=True)
@@ -159,7 +165,7 @@ def _engine(url: URL) -> sa.Engine:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         connection.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from serve.ids import id_kind
 from serve.registry import changes
+from serve.registry.adapters import current_ids
 from serve.registry.checks import check_cursor, check_limit
-from serve.registry.records import ChangeEvent, Collection, Document, DocumentState, DocumentVersion, Page
+from serve.registry.records import (
+    AdapterState,
+    ChangeEvent,
+    Collection,
+    Document,
+    DocumentState,
+    DocumentVersion,
+    Page,
+)
 from serve.registry.tables import adapters, aliases, centroids, collections, document_versions, documents, jobs
 
 _QUERY = (
     sa.select(
         documents,
         collections.c.name.label("collection"),
+        document_versions.c.mode,
         jobs.c.state.label("job_state"),
-        adapters.c.state.label("adapter_state"),
+    )
+    .outerjoin(
+        document_versions,
+        sa.and_(
+            document_versions.c.document_id == documents.c.id, document_versions.c.number == documents.c.latest_version
+        ),
     )
     .outerjoin(collections, collections.c.id == documents.c.collection_id)
     .outerjoin(jobs, jobs.c.id == documents.c.latest_job_id)
-    .outerjoin(adapters, adapters.c.id == documents.c.current_adapter_id)
 )
 
 
@@ -33,13 +48,13 @@ def get_document(connection: sa.Connection, tenant_id: str, id_or_external_id: s
     row = connection.execute(
         _QUERY.where(documents.c.tenant_id == tenant_id, column == id_or_external_id, documents.c.deleted_at.is_(None))
     ).one_or_none()
-    return None if row is None else _document(row)
+    return None if row is None else _documents(connection, [row])[0]
 
 
 def any_document(connection: sa.Connection, tenant_id: str, document_id: str) -> Document:
     """A document by ID, deleted or not; it must exist."""
     query = _QUERY.where(documents.c.tenant_id == tenant_id, documents.c.id == document_id)
-    return _document(connection.execute(query).one())
+    return _documents(connection, [connection.execute(query).one()])[0]
 
 
 def any_version(connection: sa.Connection, tenant_id: str, document_id: str, number: int) -> DocumentVersion:
@@ -81,7 +96,7 @@ def list_documents(
     if check_cursor(cursor, "doc") is not None:
         query = query.where(documents.c.id < cursor)
     rows = connection.execute(query.order_by(documents.c.id.desc()).limit(limit + 1)).all()
-    return Page([_document(row) for row in rows[:limit]], rows[limit - 1].id if len(rows) > limit else None)
+    return Page(_documents(connection, rows[:limit]), rows[limit - 1].id if len(rows) > limit else None)
 
 
 def list_collections(connection: sa.Connection, tenant_id: str) -> list[Collection]:
@@ -121,7 +136,7 @@ def delete_document(
     connection.execute(
         document_versions.update()
         .where(document_versions.c.document_id == row.id)
-        .values(title="", text="", content_hash="", size_bytes=0)
+        .values(title="", text="", content_hash="", size_bytes=0, probes=[])
     )
     # A worker that holds one of these jobs finds its lease lost when it publishes.
     connection.execute(
@@ -141,21 +156,26 @@ def delete_document(
     connection.execute(centroids.delete().where(centroids.c.adapter_id.in_(ids)))
     connection.execute(adapters.update().where(mine).values(state="deleted", deleted_at=now, manifest={}))
     connection.execute(aliases.delete().where(aliases.c.tenant_id == tenant_id, aliases.c.target.in_([row.id, *ids])))
-    return changes.append(connection, now, tenant_id, "document_deleted", document_id=row.id, retired=ids)
+    return changes.append(connection, now, tenant_id, "document_deleted", row.id, retired=ids)
 
 
-def _state(row: sa.Row[Any]) -> DocumentState:
+def _documents(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Document]:
+    current = current_ids(connection, [row.id for row in rows])
+    return [_document(row, current.get(row.id, [])) for row in rows]
+
+
+def _state(row: sa.Row[Any], current: Sequence[tuple[str, AdapterState]]) -> DocumentState:
     if row.deleted_at is not None:
         return "deleted"
     if row.job_state in ("queued", "running"):
         return "processing"
-    if row.job_state == "succeeded" and row.adapter_state in ("ready", "degraded"):
-        state: DocumentState = row.adapter_state
-        return state
+    states = {state for _, state in current}
+    if row.job_state == "succeeded" and states and states <= {"ready", "degraded"}:
+        return "degraded" if "degraded" in states else "ready"
     return "failed"
 
 
-def _document(row: sa.Row[Any]) -> Document:
+def _document(row: sa.Row[Any], current: Sequence[tuple[str, AdapterState]]) -> Document:
     return Document(
         id=row.id,
         tenant_id=row.tenant_id,
@@ -163,13 +183,15 @@ def _document(row: sa.Row[Any]) -> Document:
         collection_id=row.collection_id,
         collection=row.collection,
         title=row.title,
+        mode=row.mode,
         metadata=row.metadata,
         content_hash=row.content_hash,
         latest_version=row.latest_version,
         current_version=row.current_version,
         adapter_id=row.current_adapter_id,
+        adapter_ids=tuple(adapter_id for adapter_id, _ in current),
         job_id=row.latest_job_id,
-        state=_state(row),
+        state=_state(row, current),
         created_at=row.created_at,
         updated_at=row.updated_at,
         deleted_at=row.deleted_at,
@@ -186,4 +208,6 @@ def _version(row: sa.Row[Any]) -> DocumentVersion:
         content_hash=row.content_hash,
         size_bytes=row.size_bytes,
         created_at=row.created_at,
+        mode=row.mode,
+        probes=tuple(row.probes),
     )

@@ -6,14 +6,14 @@ compare-and-set on that name, so of two workers that believe to hold a job only 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from serve.registry.documents import any_document, any_version
 from serve.registry.errors import LeaseLost
-from serve.registry.records import Job, LeasedJob
+from serve.registry.records import Job, JobKind, LeasedJob
 from serve.registry.tables import jobs, tenant_turns
 
 MAX_ATTEMPTS = 5
@@ -21,20 +21,28 @@ MAX_RETRY_PAUSE_S = 60.0
 
 
 def insert_job(
-    connection: sa.Connection, now: float, job_id: str, tenant_id: str, document_id: str, version: int
+    connection: sa.Connection,
+    now: float,
+    job_id: str,
+    tenant_id: str,
+    document_id: str,
+    version: int,
+    kind: JobKind = "generate",
+    after_s: float = 0.0,
 ) -> None:
-    """Queue a run for a document version."""
+    """Queue a run for a document version, free after `after_s` seconds."""
     connection.execute(
         jobs.insert().values(
             id=job_id,
             tenant_id=tenant_id,
             document_id=document_id,
             version=version,
+            kind=kind,
             state="queued",
             stage="queued",
             fraction=0.0,
             attempts=0,
-            available_at=now,
+            available_at=now + after_s,
             created_at=now,
             updated_at=now,
         )
@@ -54,25 +62,28 @@ def get_job(connection: sa.Connection, tenant_id: str, job_id: str) -> Job | Non
     return None if row is None else to_job(row)
 
 
-def count_jobs(connection: sa.Connection) -> dict[str, int]:
+def count_jobs(connection: sa.Connection, kind: JobKind | None = None) -> dict[str, int]:
     """Jobs in each state; all four states are there."""
     counts = dict.fromkeys(("queued", "running", "succeeded", "failed"), 0)
-    for state, count in connection.execute(sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)):
+    query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+    for state, count in connection.execute(query if kind is None else query.where(jobs.c.kind == kind)):
         counts[state] = count
     return counts
 
 
-def work_waits(connection: sa.Connection, now: float) -> bool:
-    """Whether `lease_jobs` would find anything to do."""
+def work_waits(connection: sa.Connection, now: float, kind: JobKind | None = None) -> bool:
+    """Whether `lease_jobs` would find anything to do, of one kind or any."""
     query = sa.select(jobs.c.id).where(_free(now)).limit(1)
-    return connection.execute(query).first() is not None
+    return connection.execute(query if kind is None else query.where(jobs.c.kind == kind)).first() is not None
 
 
 def lease_jobs(connection: sa.Connection, now: float, worker: str, limit: int, lease_s: float) -> list[LeasedJob]:
     """See `Registry.lease_jobs`."""
     _give_up(connection, now)
     taken: list[str] = []
-    for candidate in _candidates(connection, now, limit):
+    # A refinement is never urgent, and a worker that holds one should be free again soon.
+    candidates = _candidates(connection, now, "generate", limit) or _candidates(connection, now, "refine", 1)
+    for candidate in candidates:
         # On PostgreSQL another worker may have been faster: then attempts differs and no row matches.
         claim = jobs.update().where(
             jobs.c.id == candidate.id, jobs.c.state == candidate.state, jobs.c.attempts == candidate.attempts
@@ -126,13 +137,12 @@ def release_leases(connection: sa.Connection, now: float, worker: str) -> int:
 
 def fail_job(connection: sa.Connection, now: float, job_id: str, worker: str, error: str, retry: bool) -> Job:
     """End a job or queue it again. Raises LeaseLost."""
-    error = error.replace("\x00", "").encode(errors="replace").decode()
     update_held(
         connection,
         job_id,
         worker,
         state="failed",
-        error=error,
+        error=_storable(error),
         worker=None,
         lease_expires_at=None,
         updated_at=now,
@@ -150,6 +160,26 @@ def fail_job(connection: sa.Connection, now: float, job_id: str, worker: str, er
     return job
 
 
+def finish_job(
+    connection: sa.Connection, now: float, job_id: str, worker: str, note: str, stage: str = "kept"
+) -> Job:
+    """End a job as succeeded without an adapter of its own. Raises LeaseLost."""
+    update_held(connection, job_id, worker, **_ended(now, stage, note))
+    return existing_job(connection, job_id)
+
+
+def end_refinements(connection: sa.Connection, now: float, document_id: str, note: str) -> None:
+    """End a document's refine jobs, for what they would improve is no longer to be served.
+
+    A worker that holds one finds its lease lost. The document must be locked.
+    """
+    connection.execute(
+        jobs.update()
+        .where(jobs.c.document_id == document_id, jobs.c.kind == "refine", jobs.c.state.in_(("queued", "running")))
+        .values(**_ended(now, "outdated", note))
+    )
+
+
 def update_held(connection: sa.Connection, job_id: str, holder: str, /, **values: Any) -> None:
     """Change a job if this worker holds it, else raise LeaseLost."""
     held = jobs.update().where(jobs.c.id == job_id, jobs.c.state == "running", jobs.c.worker == holder)
@@ -164,11 +194,13 @@ def to_job(row: sa.Row[Any]) -> Job:
         tenant_id=row.tenant_id,
         document_id=row.document_id,
         version=row.version,
+        kind=row.kind,
         state=row.state,
         stage=row.stage,
         fraction=row.fraction,
         attempts=row.attempts,
         error=row.error,
+        note=row.note,
         worker=row.worker,
         lease_expires_at=row.lease_expires_at,
         adapter_id=row.adapter_id,
@@ -176,6 +208,26 @@ def to_job(row: sa.Row[Any]) -> Job:
         updated_at=row.updated_at,
         finished_at=row.finished_at,
     )
+
+
+def _ended(now: float, stage: str, note: str) -> dict[str, Any]:
+    """The values of a job that ends well but has made nothing."""
+    return {
+        "state": "succeeded",
+        "stage": stage,
+        "fraction": 1.0,
+        "error": None,
+        "note": _storable(note),
+        "worker": None,
+        "lease_expires_at": None,
+        "updated_at": now,
+        "finished_at": now,
+    }
+
+
+def _storable(message: str) -> str:
+    """A message of a worker without what a database cannot hold."""
+    return message.replace("\x00", "").encode(errors="replace").decode()
 
 
 def _free(now: float) -> sa.ColumnElement[bool]:
@@ -201,18 +253,21 @@ def _give_up(connection: sa.Connection, now: float) -> None:
     )
 
 
-def _candidates(connection: sa.Connection, now: float, limit: int) -> Iterable[sa.Row[Any]]:
-    """Free jobs in fair order: by how many its tenant would have running with it, then by whose turn it is."""
+def _candidates(connection: sa.Connection, now: float, kind: JobKind, limit: int) -> Sequence[sa.Row[Any]]:
+    """Free jobs of a kind in fair order.
+
+    First by how many of the kind its tenant would have running with it, then by whose turn it is.
+    """
     running = (
         sa.select(jobs.c.tenant_id, sa.func.count().label("count"))
-        .where(jobs.c.state == "running", jobs.c.lease_expires_at > now)
+        .where(jobs.c.kind == kind, jobs.c.state == "running", jobs.c.lease_expires_at > now)
         .group_by(jobs.c.tenant_id)
         .subquery()
     )
     place = sa.func.row_number().over(partition_by=jobs.c.tenant_id, order_by=(jobs.c.created_at, jobs.c.id))
     free = (
         sa.select(jobs.c.id, jobs.c.tenant_id, jobs.c.state, jobs.c.attempts, place.label("place"))
-        .where(_free(now))
+        .where(jobs.c.kind == kind, _free(now))
         .subquery()
     )
     query = (

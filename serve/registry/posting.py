@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from serve.ids import new_id
 from serve.registry import changes, jobs
-from serve.registry.checks import check_label, check_metadata, check_text
+from serve.registry.checks import check_label, check_metadata, check_mode, check_probes, check_text
 from serve.registry.documents import any_document, any_version, lock_document
 from serve.registry.errors import Conflict, IdempotencyConflict, NotFound
 from serve.registry.keys import lock_tenant
-from serve.registry.records import PostResult
+from serve.registry.records import DocumentMode, PostResult
 from serve.registry.tables import collections, document_versions, documents, idempotency
 
 IDEMPOTENCY_S = 24 * 3600.0
@@ -33,6 +33,8 @@ class Post:
     metadata: Mapping[str, Any] | None
     document_id: str | None
     idempotency_key: str | None
+    mode: DocumentMode = "document"
+    probes: Sequence[Mapping[str, str | None]] = ()
 
     def checked(self) -> Post:
         """A copy that the database can store. Raises InvalidInput."""
@@ -44,13 +46,24 @@ class Post:
             check_label("collection name", self.collection, 200)
         if self.idempotency_key is not None:
             check_text("idempotency key", self.idempotency_key, 255)
-        return self if self.metadata is None else replace(self, metadata=check_metadata(self.metadata))
+        metadata = None if self.metadata is None else check_metadata(self.metadata)
+        return replace(self, metadata=metadata, mode=check_mode(self.mode), probes=check_probes(self.probes))
 
 
-def content_hash(title: str, text: str) -> str:
-    """SHA-256 over title and text; the length keeps the border between them unambiguous."""
+def content_hash(
+    title: str, text: str, mode: DocumentMode = "document", probes: Sequence[Mapping[str, str | None]] = ()
+) -> str:
+    """SHA-256 over title and text, and over mode and probes where they are not the usual ones.
+
+    The title's length keeps the border to the text unambiguous. No title is so long that its length begins with 0xff,
+    which is the mark of the second form.
+    """
     head = title.encode()
-    return hashlib.sha256(len(head).to_bytes(8, "big") + head + text.encode()).hexdigest()
+    content = len(head).to_bytes(8, "big") + head + text.encode()
+    if mode != "document" or probes:
+        more = json.dumps([mode, [dict(probe) for probe in probes]], sort_keys=True).encode()
+        content = b"\xff" + len(more).to_bytes(8, "big") + more + content
+    return hashlib.sha256(content).hexdigest()
 
 
 def post_document(connection: sa.Connection, now: float, tenant_id: str, post: Post) -> PostResult:
@@ -61,7 +74,7 @@ def post_document(connection: sa.Connection, now: float, tenant_id: str, post: P
     replay = _replay(connection, now, tenant_id, post, request_hash)
     if replay is not None:
         return replay
-    digest = content_hash(post.title, post.text)
+    digest = content_hash(post.title, post.text, post.mode, post.probes)
     collection_id = _collection(connection, now, tenant_id, post.collection)
     target, addressed = _target(connection, tenant_id, post, digest, collection_id)
     if target is None:
@@ -92,7 +105,9 @@ def post_document(connection: sa.Connection, now: float, tenant_id: str, post: P
 
 
 def _request_hash(post: Post) -> str:
-    fields = [post.title, post.text, post.external_id, post.collection, post.metadata, post.document_id]
+    fields: list[Any] = [post.title, post.text, post.external_id, post.collection, post.metadata, post.document_id]
+    if post.mode != "document" or post.probes:  # the usual form is as it was before these existed
+        fields += [post.mode, [dict(probe) for probe in post.probes]]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,6 +202,8 @@ def _insert_version(
             text=post.text,
             content_hash=digest,
             size_bytes=len(post.text.encode()),
+            mode=post.mode,
+            probes=[dict(probe) for probe in post.probes],
             created_at=now,
         )
     )
@@ -211,7 +228,7 @@ def _update_properties(
         return
     connection.execute(documents.update().where(documents.c.id == target.id).values(updated_at=now, **values))
     if "collection_id" in values or "metadata" in values:
-        changes.append(connection, now, target.tenant_id, "document_updated", target.current_adapter_id, target.id)
+        changes.append(connection, now, target.tenant_id, "document_updated", target.id, target.current_adapter_id)
 
 
 def _update_content(connection: sa.Connection, now: float, target: sa.Row[Any], post: Post, digest: str) -> bool:
@@ -226,6 +243,7 @@ def _update_content(connection: sa.Connection, now: float, target: sa.Row[Any], 
     else:
         number += 1
         _insert_version(connection, now, target.tenant_id, target.id, number, post, digest)
+    jobs.end_refinements(connection, now, target.id, "The document was posted again.")
     job_id = new_id("job")
     jobs.insert_job(connection, now, job_id, target.tenant_id, target.id, number)
     connection.execute(

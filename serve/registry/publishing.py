@@ -1,13 +1,16 @@
-"""Publication: the one step that makes an adapter visible."""
+"""Publication: the one step that makes the adapters of a document's parts visible."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from serve.ids import id_kind
+from serve.ids import id_kind, new_id
 from serve.registry import changes, jobs
-from serve.registry.adapters import VECTOR_TYPE
+from serve.registry.adapters import VECTOR_TYPE, current_ids
 from serve.registry.checks import check_metadata
 from serve.registry.documents import lock_document
 from serve.registry.errors import InvalidInput, LeaseLost
@@ -21,18 +24,27 @@ def publish(
     now: float,
     job_id: str,
     worker: str,
-    adapter: NewAdapter,
-    new_centroids: NewCentroids,
-) -> ChangeEvent:
-    """See `Registry.publish`."""
-    matrix = _checked_matrix(new_centroids)
-    if id_kind(adapter.id) != "adp" or adapter.state not in ("ready", "degraded"):
-        raise InvalidInput("An adapter needs an ID made by new_id('adp') and the state ready or degraded.")
+    parts: Sequence[tuple[NewAdapter, NewCentroids]],
+    *,
+    refine_after_s: float | None = None,
+    expected_adapter_ids: Sequence[str] | None = None,
+) -> ChangeEvent | None:
+    """See `Registry.publish`. None: the job has been ended instead, for other adapters are current than expected."""
+    _check_parts([adapter for adapter, _ in parts])
+    matrices = [_checked_matrix(new_centroids) for _, new_centroids in parts]
     job = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == job_id)).one_or_none()
-    # The document is locked before the job, in the same order as deletion does.
+    # The document is locked before the job, in the same order as deletion and posting do.
     document = None if job is None else lock_document(connection, job.tenant_id, job.document_id)
     if job is None or document is None:
         raise LeaseLost(f"There is no job {job_id}.")
+    if job.kind == "refine" and expected_adapter_ids is None:
+        raise InvalidInput("A refine job must say which adapters it started from.")
+    current = [adapter_id for adapter_id, _ in current_ids(connection, [document.id]).get(document.id, [])]
+    latest = job.version == document.latest_version
+    if expected_adapter_ids is not None and not (latest and current == list(expected_adapter_ids)):
+        jobs.finish_job(connection, now, job_id, worker, "Other adapters are current by now.", stage="outdated")
+        return None
+    first = parts[0][0]
     jobs.update_held(
         connection,
         job_id,
@@ -43,18 +55,47 @@ def publish(
         error=None,
         worker=None,
         lease_expires_at=None,
-        adapter_id=adapter.id,
+        adapter_id=first.id,
         updated_at=now,
         finished_at=now,
     )
-    current = job.version == document.latest_version
+    if latest:
+        connection.execute(adapters.update().where(adapters.c.id.in_(current)).values(retired_at=now))
+    for (adapter, new_centroids), matrix in zip(parts, matrices, strict=True):
+        _insert(connection, now, job, adapter, new_centroids, matrix, retired_at=None if latest else now)
+    if not latest:
+        return changes.append(connection, now, job.tenant_id, "adapter_superseded", document.id, first.id)
+    connection.execute(
+        documents.update()
+        .where(documents.c.id == document.id)
+        .values(current_version=job.version, current_adapter_id=first.id, updated_at=now)
+    )
+    jobs.end_refinements(connection, now, document.id, "Other adapters are current by now.")
+    if refine_after_s is not None:
+        jobs.insert_job(
+            connection, now, new_id("job"), job.tenant_id, document.id, job.version, "refine", refine_after_s
+        )
+    return changes.append(connection, now, job.tenant_id, "adapter_published", document.id, first.id, current)
+
+
+def _insert(
+    connection: sa.Connection,
+    now: float,
+    job: sa.Row[Any],
+    adapter: NewAdapter,
+    new_centroids: NewCentroids,
+    matrix: np.ndarray,
+    retired_at: float | None,
+) -> None:
     connection.execute(
         adapters.insert().values(
             id=adapter.id,
             tenant_id=job.tenant_id,
             document_id=job.document_id,
             version=job.version,
-            job_id=job_id,
+            job_id=job.id,
+            part=adapter.part,
+            parts=adapter.parts,
             kind=adapter.kind,
             state=adapter.state,
             rank=adapter.rank,
@@ -67,7 +108,7 @@ def publish(
             generator_fingerprint=adapter.generator_fingerprint,
             manifest=check_metadata(adapter.manifest),
             created_at=now,
-            retired_at=None if current else now,
+            retired_at=retired_at,
         )
     )
     connection.execute(
@@ -81,16 +122,15 @@ def publish(
             vectors=matrix.tobytes(),
         )
     )
-    if not current:
-        return changes.append(connection, now, job.tenant_id, "adapter_superseded", adapter.id, job.document_id)
-    retired = [] if document.current_adapter_id is None else [document.current_adapter_id]
-    connection.execute(adapters.update().where(adapters.c.id.in_(retired)).values(retired_at=now))
-    connection.execute(
-        documents.update()
-        .where(documents.c.id == document.id)
-        .values(current_version=job.version, current_adapter_id=adapter.id, updated_at=now)
-    )
-    return changes.append(connection, now, job.tenant_id, "adapter_published", adapter.id, job.document_id, retired)
+
+
+def _check_parts(new: Sequence[NewAdapter]) -> None:
+    if not new or [(one.part, one.parts) for one in new] != [(number, len(new)) for number in range(len(new))]:
+        found = ", ".join(f"{one.part} of {one.parts}" for one in new) or "none"
+        raise InvalidInput(f"A document's parts must be numbered from 0 and all be there, these are: {found}.")
+    for one in new:
+        if id_kind(one.id) != "adp" or one.state not in ("ready", "degraded"):
+            raise InvalidInput("An adapter needs an ID made by new_id('adp') and the state ready or degraded.")
 
 
 def _checked_matrix(new_centroids: NewCentroids) -> np.ndarray:

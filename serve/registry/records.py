@@ -15,6 +15,10 @@ import numpy.typing as npt
 
 Scope = Literal["tenant", "service", "admin"]
 JobState = Literal["queued", "running", "succeeded", "failed"]
+JobKind = Literal["generate", "refine"]
+DocumentMode = Literal["document", "task"]
+Probe = dict[str, str | None]
+"""A question about a document, by the client: `question`, and `answer` or None."""
 AdapterState = Literal["ready", "degraded", "stale", "deleted"]
 DocumentState = Literal["processing", "ready", "degraded", "failed", "deleted"]
 EventKind = Literal["adapter_published", "adapter_superseded", "adapters_stale", "document_deleted", "document_updated"]
@@ -75,10 +79,12 @@ class Collection:
 class Document:
     """A document as it stands now.
 
-    `latest_version` is the newest one posted and `job_id` the newest job for it; `current_version` and `adapter_id`
-    are what is served (None before the first publication). `title` and `content_hash` are the latest version's.
+    `latest_version` is the newest one posted and `job_id` the newest "generate" job for it; `current_version` and
+    `adapter_ids` (one for each part, in order) are what is served, nothing before the first publication; `adapter_id`
+    is the first of them. `title`, `mode` and `content_hash` are the latest version's.
     `state` is "processing" while the latest version's job is queued or running (an older version may be served
-    meanwhile, if `adapter_id` is set), "failed" when that job failed, else "ready" or "degraded" as its adapter is.
+    meanwhile, if `adapter_ids` is not empty), "failed" when that job failed, else "degraded" when any of its parts
+    is, or "ready". A "refine" job changes none of this.
     """
 
     id: str
@@ -87,11 +93,13 @@ class Document:
     collection_id: str | None
     collection: str | None
     title: str
+    mode: DocumentMode
     metadata: Mapping[str, Any]
     content_hash: str
     latest_version: int
     current_version: int | None
     adapter_id: str | None
+    adapter_ids: tuple[str, ...]
     job_id: str
     state: DocumentState
     created_at: float
@@ -101,7 +109,11 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class DocumentVersion:
-    """One immutable version; `number` counts from 1 within its document. `text` is empty after deletion."""
+    """One immutable version; `number` counts from 1 within its document. Deletion empties `text` and `probes`.
+
+    In mode "task" the text describes a task instead of holding facts. `probes` are the client's questions for the
+    quality gate, none where the gate makes its own.
+    """
 
     document_id: str
     tenant_id: str
@@ -111,21 +123,30 @@ class DocumentVersion:
     content_hash: str
     size_bytes: int
     created_at: float
+    mode: DocumentMode = "document"
+    probes: tuple[Probe, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run of a generator for one document version. `fraction` is progress in 0..1 within the whole job."""
+    """One run for one document version. `fraction` is progress in 0..1 within the whole job.
+
+    A "generate" job makes the version's adapters; a "refine" job improves them later, when nothing else is to do.
+    `note` says why a job ended without new adapters although nothing failed, else it is None. `adapter_id` is the
+    first of the parts that the job has published.
+    """
 
     id: str
     tenant_id: str
     document_id: str
     version: int
+    kind: JobKind
     state: JobState
     stage: str
     fraction: float
     attempts: int
     error: str | None
+    note: str | None
     worker: str | None
     lease_expires_at: float | None
     adapter_id: str | None
@@ -157,7 +178,11 @@ class PostResult:
 
 @dataclass(frozen=True, slots=True)
 class NewAdapter:
-    """What a generator hands to `Registry.publish`. `checksum` is SHA-256 (hex) of the adapter's blob manifest."""
+    """What a generator hands to `Registry.publish`. `checksum` is SHA-256 (hex) of the adapter's blob manifest.
+
+    A document has one adapter or several: `part` counts them from 0, `parts` is how many there are. The spans of text
+    that a part covers are `manifest["chunks"]` (objects with `start` and `end`, in characters).
+    """
 
     id: str
     kind: str
@@ -171,6 +196,8 @@ class NewAdapter:
     generator_fingerprint: str
     manifest: Mapping[str, Any] = field(default_factory=dict)
     state: Literal["ready", "degraded"] = "ready"
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,8 +213,8 @@ class NewCentroids:
 class Adapter:
     """A published adapter; immutable but for `state` and `retired_at`.
 
-    `retired_at` is set when it is no longer its document's current adapter. A retired adapter is never routed to,
-    but stays usable when pinned by its ID.
+    `retired_at` is set when it is no longer one of its document's current adapters (one for each part). A retired
+    adapter is never routed to, but stays usable when pinned by its ID.
     """
 
     id: str
@@ -195,6 +222,8 @@ class Adapter:
     document_id: str
     version: int
     job_id: str
+    part: int
+    parts: int
     kind: str
     state: AdapterState
     rank: int
@@ -217,33 +246,42 @@ class ChangeEvent:
 
     | kind | adapter_id | retired_adapter_ids |
     |---|---|---|
-    | adapter_published | the new current adapter | the one that it replaces, if any |
-    | adapter_superseded | a new adapter that did not become current | empty |
-    | adapters_stale | None (document_id too) | all that went stale |
+    | adapter_published | the first of the new current adapters | those that they replace, if any |
+    | adapter_superseded | the first of new adapters that did not become current | empty |
+    | adapters_stale | None | the document's adapters that went stale |
     | document_deleted | None | all of the document's |
-    | document_updated | the current adapter, if any (collection or metadata changed) | empty |
+    | document_updated | the first current adapter, if any (collection or metadata changed) | empty |
 
-    Applying an event: drop `retired_adapter_ids`, then put in what `routable(tenant, adapter_ids=[adapter_id])`
-    gives (nothing when it is no longer current). Applying one twice, or an old one late, does no harm.
+    Applying an event: drop all entries of `document_id`, then put in what `routable(tenant, [document_id])` gives
+    (nothing when the document is gone). Applying one twice, or an old one late, does no harm.
     """
 
     tenant_id: str
     seq: int
     kind: EventKind
     adapter_id: str | None
-    document_id: str | None
+    document_id: str
     retired_adapter_ids: tuple[str, ...]
     created_at: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutableAdapter:
-    """The current adapter of a live document, with its centroids (float32 [centroids, dimension])."""
+    """A current adapter of a live document, with its centroids (float32 [centroids, dimension]).
+
+    It covers the characters `spans` ([start, end), in order) of the text of the document's `version`; no spans: all of
+    it. A document with several `parts` has one such adapter for each.
+    """
 
     adapter_id: str
     tenant_id: str
     document_id: str
     document_title: str
+    version: int
+    mode: DocumentMode
+    part: int
+    parts: int
+    spans: tuple[tuple[int, int], ...]
     collection_id: str | None
     centroids: npt.NDArray[np.float32]
     encoder: str
@@ -273,8 +311,11 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What a client's `model` name stands for. `adapter_ids` is empty when the thing exists but nothing is ready yet;
-    for a collection it holds the current adapters of all its documents. For an alias, `target` is what it names."""
+    """What a client's `model` name stands for. `adapter_ids` is empty when the thing exists but nothing is ready yet.
+
+    For a document it holds the current adapters of all parts, in order; for a collection those of all its documents.
+    For an alias, `target` is what it names.
+    """
 
     kind: ResolutionKind
     target: str

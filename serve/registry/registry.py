@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from serve.registry import adapters, aliases, changes, documents, jobs, keys, posting, publishing, stale
 from serve.registry.database import Database
+from serve.registry.errors import LeaseLost
 from serve.registry.records import (
     Adapter,
     Alias,
@@ -22,8 +23,10 @@ from serve.registry.records import (
     ChangeEvent,
     Collection,
     Document,
+    DocumentMode,
     DocumentVersion,
     Job,
+    JobKind,
     LeasedJob,
     NewAdapter,
     NewCentroids,
@@ -109,16 +112,22 @@ class Registry:
         metadata: Mapping[str, Any] | None = None,
         document_id: str | None = None,
         idempotency_key: str | None = None,
+        mode: DocumentMode = "document",
+        probes: Sequence[Mapping[str, str | None]] = (),
     ) -> PostResult:
         """Store a document version and queue its job, in one transaction.
 
-        `document_id`, or an `external_id` that is known, adds a version to that document, unless its latest version
-        has the same title and text. With neither, the same content in the same collection gives the document that has
-        it. Content whose job failed gets a new job (`created` is True then). `collection` (a name, made on first
-        mention) and `metadata` are properties of the document; None leaves them as they are.
+        In mode "task" the text describes a task. `probes` (at most 32 mappings of `question` and, if known, `answer`)
+        are what the quality gate asks. `document_id`, or an `external_id` that is known, adds a version to that
+        document, unless its latest version has the same content: title, text, mode and probes. With neither, the same
+        content in the same collection gives the document that has it. Content whose job failed gets a new job
+        (`created` is True then). `collection` (a name, made on first mention) and `metadata` are properties of the
+        document; None leaves them as they are.
         Raises NotFound (tenant, document_id), Conflict, IdempotencyConflict, InvalidInput.
         """
-        post = posting.Post(title, text, external_id, collection, metadata, document_id, idempotency_key)
+        post = posting.Post(
+            title, text, external_id, collection, metadata, document_id, idempotency_key, mode, tuple(probes)
+        )
         return self._db.write(lambda c: posting.post_document(c, self._clock(), tenant_id, post))
 
     def get_document(self, tenant_id: str, id_or_external_id: str) -> Document | None:
@@ -153,6 +162,7 @@ class Registry:
 
         The tenant with the fewest running jobs goes first, then the one that was served longest ago. `worker` must be
         unique to this run of this process. A job is started at most `jobs.MAX_ATTEMPTS` times, then fails.
+        Refine jobs come only when no generate job is free, and one at a time; no batch holds both kinds.
         """
         if not self._db.read(lambda c: jobs.work_waits(c, self._clock())):
             return []  # an idle poll must not take the write lock
@@ -177,24 +187,62 @@ class Registry:
         """
         return self._db.write(lambda c: jobs.fail_job(c, self._clock(), job_id, worker, error, retry))
 
+    def finish_job(self, job_id: str, worker: str, note: str) -> Job:
+        """End a job as succeeded without a new adapter: a refinement that was no better. `note` says why.
+
+        Raises LeaseLost.
+        """
+        return self._db.write(lambda c: jobs.finish_job(c, self._clock(), job_id, worker, note))
+
+    def generate_waits(self) -> bool:
+        """Whether a generate job is free now: a refinement under way should make room for it."""
+        return self._db.read(lambda c: jobs.work_waits(c, self._clock(), "generate"))
+
     def get_job(self, tenant_id: str, job_id: str) -> Job | None:
         """A job by ID."""
         return self._db.read(lambda c: jobs.get_job(c, tenant_id, job_id))
 
-    def count_jobs(self) -> dict[str, int]:
-        """Number of jobs of all tenants in each state, for metrics."""
-        return self._db.read(jobs.count_jobs)
+    def count_jobs(self, kind: JobKind | None = None) -> dict[str, int]:
+        """Number of jobs of all tenants in each state, of one kind or all, for metrics."""
+        return self._db.read(lambda c: jobs.count_jobs(c, kind))
 
     # Publication, adapters, change log
 
-    def publish(self, job_id: str, worker: str, adapter: NewAdapter, centroids: NewCentroids) -> ChangeEvent:
-        """Make an adapter visible, in one transaction, and end its job.
+    def publish(
+        self,
+        job_id: str,
+        worker: str,
+        parts: Sequence[tuple[NewAdapter, NewCentroids]],
+        *,
+        refine_after_s: float | None = None,
+        expected_adapter_ids: Sequence[str] | None = None,
+    ) -> ChangeEvent:
+        """Make the adapters of all parts of a document visible, in one transaction, and end their job.
 
-        It becomes its document's current adapter when its version is the latest one (event `adapter_published`), else
-        it is kept as retired (`adapter_superseded`). A lease that ran out but that nobody took is still good.
-        Raises LeaseLost when the job is not this worker's any more, also after the document's deletion.
+        They become the document's current adapters, in place of all that it had, when their version is the latest one
+        (event `adapter_published`), else they are kept as retired (`adapter_superseded`). With `refine_after_s` a
+        refine job for the version is queued as well, free after that many seconds. A lease that ran out but that
+        nobody took is still good.
+
+        A refine job must say with `expected_adapter_ids` from which current adapters it started (in order of part).
+        When others are current by now, nothing is published, the job is ended, and LeaseLost is raised.
+        Raises LeaseLost, too, when the job is not this worker's any more, also after the document's deletion, and
+        InvalidInput for parts that are not numbered 0, 1, … in order.
         """
-        return self._db.write(lambda c: publishing.publish(c, self._clock(), job_id, worker, adapter, centroids))
+        event = self._db.write(
+            lambda c: publishing.publish(
+                c,
+                self._clock(),
+                job_id,
+                worker,
+                parts,
+                refine_after_s=refine_after_s,
+                expected_adapter_ids=expected_adapter_ids,
+            )
+        )
+        if event is None:
+            raise LeaseLost(f"Job {job_id} started from adapters that are no longer current.")
+        return event
 
     def get_adapter(self, tenant_id: str, adapter_id: str) -> Adapter | None:
         """An adapter by ID, retired and stale ones too, deleted ones not."""
@@ -205,6 +253,10 @@ class Registry:
     ) -> Page[Adapter]:
         """Adapters that are not deleted, newest first."""
         return self._db.read(lambda c: adapters.list_adapters(c, tenant_id, limit, cursor, document_id))
+
+    def current_adapters_of(self, tenant_id: str, document_id: str) -> list[Adapter]:
+        """A document's current adapters in order of part; empty for one that has none or does not exist."""
+        return self._db.read(lambda c: adapters.current_adapters_of(c, tenant_id, document_id))
 
     def list_purgeable(self, deleted_before: float, limit: int = 100) -> list[Adapter]:
         """Adapters of all tenants that were deleted before this time and whose blobs may still be there."""
@@ -219,7 +271,7 @@ class Registry:
         return self._db.read(lambda c: adapters.known_adapters(c, adapter_ids))
 
     def current_adapters(self, adapter_ids: Set[str]) -> set[str]:
-        """Those of these adapters, of any tenant, that are their document's current one."""
+        """Those of these adapters, of any tenant, that are current for their document."""
         return self._db.read(lambda c: adapters.current_adapters(c, adapter_ids))
 
     def head(self, tenant_id: str) -> int:
@@ -230,9 +282,9 @@ class Registry:
         """The tenant's changes after `seq`, oldest first, at most `limit`."""
         return self._db.read(lambda c: changes.changes_since(c, tenant_id, seq, limit))
 
-    def routable(self, tenant_id: str, adapter_ids: Sequence[str] | None = None) -> list[RoutableAdapter]:
-        """Current adapters of live documents in any state but deleted, all or those among `adapter_ids`."""
-        return self._db.read(lambda c: adapters.routable(c, tenant_id, adapter_ids))
+    def routable(self, tenant_id: str, document_ids: Sequence[str] | None = None) -> list[RoutableAdapter]:
+        """Current adapters, all parts, of live documents in any state but deleted: of all or of `document_ids`."""
+        return self._db.read(lambda c: adapters.routable(c, tenant_id, document_ids))
 
     def routable_snapshot(self, tenant_id: str) -> RoutableSnapshot:
         """`routable` with the change number from which to follow on."""

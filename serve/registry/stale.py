@@ -6,12 +6,12 @@ import sqlalchemy as sa
 
 from serve.ids import new_id
 from serve.registry import changes, jobs
+from serve.registry.adapters import CURRENT
 from serve.registry.documents import lock_document
 from serve.registry.tables import adapters, documents
 from serve.registry.tables import jobs as jobs_table
 
-# The second condition says nothing new; it lets the planner go through primary keys from either side.
-_CURRENT = sa.and_(adapters.c.id == documents.c.current_adapter_id, adapters.c.document_id == documents.c.id)
+_CURRENT = sa.and_(adapters.c.document_id == documents.c.id, *CURRENT)
 
 
 def tenants_to_mark(connection: sa.Connection, base_fingerprint: str, generator_fingerprint: str) -> list[str]:
@@ -23,15 +23,19 @@ def tenants_to_mark(connection: sa.Connection, base_fingerprint: str, generator_
 def mark_stale(
     connection: sa.Connection, now: float, tenant_id: str, base_fingerprint: str, generator_fingerprint: str
 ) -> int:
-    """Mark one tenant's adapters and queue those documents again that have no job under way; returns how many."""
+    """Mark one tenant's adapters, all parts, and queue those documents again that have no job under way.
+
+    Returns how many documents were queued.
+    """
     foreign = sa.and_(adapters.c.tenant_id == tenant_id, _foreign(base_fingerprint, generator_fingerprint))
     # Documents before adapters and in order of ID, as all writers lock them: no deadlock on PostgreSQL.
-    serving = sa.select(documents.c.id).join(adapters, _CURRENT).where(foreign)
+    serving = sa.select(documents.c.id).join(adapters, _CURRENT).where(foreign).distinct()
     queued = 0
     for document_id in connection.execute(serving.order_by(documents.c.id)).scalars().all():
         document = lock_document(connection, tenant_id, document_id)
         if document is None or document.deleted_at is not None:
             continue
+        jobs.end_refinements(connection, now, document.id, "The base model or the generator is another one.")
         if jobs.existing_job(connection, document.latest_job_id).state in ("queued", "running"):
             continue
         job_id = new_id("job")
@@ -40,17 +44,22 @@ def mark_stale(
             documents.update().where(documents.c.id == document.id).values(latest_job_id=job_id, updated_at=now)
         )
         queued += 1
-    ids = list(connection.execute(sa.select(adapters.c.id).where(foreign).order_by(adapters.c.id)).scalars())
-    if ids:
-        connection.execute(adapters.update().where(adapters.c.id.in_(ids)).values(state="stale"))
-        changes.append(connection, now, tenant_id, "adapters_stale", retired=ids)
+    went: dict[str, list[str]] = {}
+    query = sa.select(adapters.c.document_id, adapters.c.id).where(foreign)
+    for row in connection.execute(query.order_by(adapters.c.document_id, adapters.c.id)):
+        went.setdefault(row.document_id, []).append(row.id)
+    for ids in went.values():
+        # `foreign` again, for an adapter whose document is not locked may have been deleted since.
+        connection.execute(adapters.update().where(adapters.c.id.in_(ids), foreign).values(state="stale"))
+    for document_id, ids in went.items():
+        changes.append(connection, now, tenant_id, "adapters_stale", document_id, retired=ids)
     return queued
 
 
 def count_pending(connection: sa.Connection) -> int:
     """Documents that wait for a new adapter in place of a stale one: the progress of a change of base."""
     query = (
-        sa.select(sa.func.count())
+        sa.select(sa.func.count(documents.c.id.distinct()))
         .select_from(documents)
         .join(adapters, _CURRENT)
         .join(jobs_table, jobs_table.c.id == documents.c.latest_job_id)

@@ -1,7 +1,8 @@
 """The tables, as the newest migration leaves them. Change a table only together with a migration.
 
 Times are seconds since the epoch. Pointers from `documents` to its newest job and current adapter carry no foreign
-key, for the rows refer to each other.
+key, for the rows refer to each other. A document's current adapters are those that are neither retired nor deleted;
+`documents.current_adapter_id` is the first of them.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ document_versions = sa.Table(
     sa.Column("content_hash", sa.String(64), nullable=False),
     sa.Column("size_bytes", sa.Integer(), nullable=False),
     _time("created_at"),
+    sa.Column("mode", sa.String(16), nullable=False, server_default="document"),
+    sa.Column("probes", sa.JSON(), nullable=False, server_default="[]"),
 )
 
 jobs = sa.Table(
@@ -137,6 +140,8 @@ jobs = sa.Table(
     _time("created_at"),
     _time("updated_at"),
     _time("finished_at", nullable=True),
+    sa.Column("kind", sa.String(16), nullable=False, server_default="generate"),
+    sa.Column("note", sa.Text()),
     sa.Index(None, "state", "tenant_id", "created_at"),
     sa.Index(None, "document_id"),
 )
@@ -148,7 +153,7 @@ adapters = sa.Table(
     _tenant(),
     _document(),
     sa.Column("version", sa.Integer(), nullable=False),
-    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), nullable=False, unique=True),
+    sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), nullable=False),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("rank", sa.Integer(), nullable=False),
@@ -164,7 +169,11 @@ adapters = sa.Table(
     _time("retired_at", nullable=True),
     _time("deleted_at", nullable=True),
     _time("purged_at", nullable=True),
+    sa.Column("part", sa.Integer(), nullable=False, server_default="0"),
+    sa.Column("parts", sa.Integer(), nullable=False, server_default="1"),
+    sa.UniqueConstraint("job_id", "part"),
     sa.Index(None, "tenant_id", "id"),
+    sa.Index(None, "tenant_id", "retired_at"),
     sa.Index(None, "document_id"),
     sa.Index(None, "state", "deleted_at"),
 )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,14 @@ def registry(url: str, clock: Clock) -> Iterator[Registry]:
     opened.close()
 
 
-def new_adapter(base: str = "base-1", generator: str = "gen-1", state: str = "ready") -> NewAdapter:
+def new_adapter(
+    base: str = "base-1",
+    generator: str = "gen-1",
+    state: str = "ready",
+    part: int = 0,
+    parts: int = 1,
+    manifest: dict[str, Any] | None = None,
+) -> NewAdapter:
     """An adapter as a generator describes it."""
     return NewAdapter(
         id=new_id("adp"),
@@ -61,8 +69,10 @@ def new_adapter(base: str = "base-1", generator: str = "gen-1", state: str = "re
         size_bytes=1234,
         base_fingerprint=base,
         generator_fingerprint=generator,
-        manifest={"chunks": [{"index": 0, "tokens": 12}]},
+        manifest={"chunks": [{"index": 0, "start": 4 * part, "end": 4 * part + 4, "tokens": 12}], **(manifest or {})},
         state=state,  # type: ignore[arg-type]
+        part=part,
+        parts=parts,
     )
 
 
@@ -71,16 +81,38 @@ def centroids(value: float = 1.0) -> NewCentroids:
     return NewCentroids("minilm", "1", np.full((2, 3), value, dtype=np.float32))
 
 
+def one_part(**adapter: Any) -> list[tuple[NewAdapter, NewCentroids]]:
+    """What a generator publishes for a document with one adapter."""
+    return [(new_adapter(**adapter), centroids())]
+
+
+def several_parts(count: int, states: Sequence[str] = (), **adapter: Any) -> list[tuple[NewAdapter, NewCentroids]]:
+    """What a generator publishes for a document with several adapters, by default all ready."""
+    states = states or ["ready"] * count
+    return [
+        (new_adapter(state=state, part=part, parts=count, **adapter), centroids(part + 1.0))
+        for part, state in enumerate(states)
+    ]
+
+
 def lease_one(registry: Registry, worker: str = "w1", lease_s: float = 60.0) -> LeasedJob:
     """Exactly one job."""
     (leased,) = registry.lease_jobs(worker, 1, lease_s)
     return leased
 
 
-def make_ready(registry: Registry, tenant_id: str, title: str, text: str = "text", **post: object) -> ChangeEvent:
-    """Post a document and publish an adapter for it."""
+def make_ready(
+    registry: Registry,
+    tenant_id: str,
+    title: str,
+    text: str = "text",
+    parts: Sequence[tuple[NewAdapter, NewCentroids]] | None = None,
+    refine_after_s: float | None = None,
+    **post: object,
+) -> ChangeEvent:
+    """Post a document and publish adapters for it, by default one."""
     posted = registry.post_document(tenant_id, title, text, **post)  # type: ignore[arg-type]
     assert posted.job.id in {leased.job.id for leased in registry.lease_jobs("maker", 1000, 60.0)}
-    event = registry.publish(posted.job.id, "maker", new_adapter(), centroids())
+    event = registry.publish(posted.job.id, "maker", parts or one_part(), refine_after_s=refine_after_s)
     registry.release_leases("maker")
     return event

@@ -13,6 +13,9 @@ from tests.serve.api_helpers import Api, error_of, make_api
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
 DOCUMENT = {"title": "Notice", "text": "The pool opens at nine."}
+PROBE = {"question": "When does the pool open?", "answer": "At nine."}
+# Such files begin so; what follows stands for compressed data, without NUL, for that alone is refused.
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(byte for byte in range(1, 256))
 
 
 @pytest.fixture
@@ -41,6 +44,31 @@ def api(tmp_path: Path) -> Iterator[Api]:
         ("/v1/documents", {**DOCUMENT, "external_id": "a\nb"}, 400, "external_id", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "external_id": "doc_7"}, 400, None, "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "collection": ""}, 400, "collection", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "mode": "tasks"}, 400, "mode", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "mode": None}, 400, "mode", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": []}, 400, "probes", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": "When?"}, 400, "probes", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [PROBE] * 33}, 400, "probes", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [PROBE, "When?"]}, 400, "probes.1", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [PROBE, {"answer": "x"}]}, 400, "probes.1.question", "missing_field"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{**PROBE, "weight": 1}]}, 400, "probes.0.weight", "unknown_field"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{"question": ""}]}, 400, "probes.0.question", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{"question": " \n"}]}, 400, "probes.0.question", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{"question": "a\x00"}]}, 400, "probes.0.question", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{"question": "x" * 501}]}, 400, "probes.0.question", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{**PROBE, "answer": ""}]}, 400, "probes.0.answer", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "probes": [{**PROBE, "answer": 9}]}, 400, "probes.0.answer", "invalid_value"),
+        (
+            "/v1/documents",
+            {**DOCUMENT, "probes": [{**PROBE, "answer": "x" * 501}]},
+            400,
+            "probes.0.answer",
+            "invalid_value",
+        ),
+        ("/v1/documents", {**DOCUMENT, "text": "\ufffd"}, 400, "text", "not_text"),
+        ("/v1/documents", {**DOCUMENT, "text": "\x7fELF\x02\x01\x01 and so on"}, 400, "text", "not_text"),
+        ("/v1/documents", {**DOCUMENT, "text": PNG.decode(errors="replace")}, 400, "text", "not_text"),
+        ("/v1/documents", {**DOCUMENT, "text": PNG.decode("latin-1")}, 400, "text", "not_text"),
         ("/v1/chat/completions", {**CHAT, "cache_salt": "x"}, 400, "cache_salt", "unknown_field"),
         ("/v1/chat/completions", {**CHAT, "priority": 1}, 400, "priority", "unknown_field"),
         ("/v1/chat/completions", {**CHAT, "request_id": "x"}, 400, "request_id", "unknown_field"),
@@ -143,7 +171,17 @@ async def test_content_type(api: Api) -> None:
     [
         ({"file": ("a.pdf", b"x")}, {}, 415, "file"),
         ({"file": ("a.txt", b"caf\xe9")}, {}, 400, "file"),
-        ({"file": ("a.txt", b"")}, {}, 400, "text"),
+        ({"file": ("a.txt", b"")}, {}, 400, "file"),
+        ({"file": ("a.txt", b"a\x00b")}, {}, 400, "file"),
+        ({"file": ("a.txt", b"\x01\x02\x03")}, {}, 400, "file"),
+        ({"file": ("a.txt", PNG)}, {}, 400, "file"),
+        ({"file": ("a.txt", b"x" * 1001)}, {}, 413, "file"),
+        ({"file": ("a.txt", b"x")}, {"mode": "other"}, 400, "mode"),
+        ({"file": ("a.txt", b"x")}, {"probes": "["}, 400, "probes"),
+        ({"file": ("a.txt", b"x")}, {"probes": '{"question": "When?"}'}, 400, "probes"),
+        ({"file": ("a.txt", b"x")}, {"probes": '[{"question": NaN}]'}, 400, "probes"),
+        ({"file": ("a.txt", b"x")}, {"probes": '[{"question": "\\ud800"}]'}, 400, "probes"),
+        ({"file": ("a.txt", b"x")}, {"probes": "[{}]"}, 400, "probes.0.question"),
         ({"upload": ("a.txt", b"x")}, {}, 400, "upload"),
         ({"file": ("a.txt", b"x")}, {"cache_salt": "x"}, 400, "cache_salt"),
         ({"file": ("a.txt", b"x")}, {"metadata": "{"}, 400, "metadata"),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
+import httpx
 import numpy as np
 import pytest
 
 from serve.ids import new_id
 from serve.registry.records import AdapterState, DocumentState, JobState, NewAdapter, NewCentroids
 from tests.serve.api_helpers import Api, error_of, make_api
+from tests.serve.registry_helpers import centroids, new_adapter
 
 
 @pytest.fixture
@@ -23,12 +26,25 @@ def api(tmp_path: Path) -> Iterator[Api]:
     api.registry.close()
 
 
+def publish_parts(api: Api, *gates: dict[str, Any], refine_after_s: float | None = None) -> list[str]:
+    """Publish the one waiting job with a part for each gate report, degraded where it says so; returns their IDs."""
+    (leased,) = api.registry.lease_jobs("w", 100, 60)
+    parts = [
+        new_adapter(state=gate["state"], part=part, parts=len(gates), manifest={"gate": gate})
+        for part, gate in enumerate(gates)
+    ]
+    api.registry.publish(
+        leased.job.id, "w", [(adapter, centroids()) for adapter in parts], refine_after_s=refine_after_s
+    )
+    return [adapter.id for adapter in parts]
+
+
 def finish_jobs(api: Api) -> list[str]:
     """Publish an adapter for every waiting job, as the generator does; returns the adapters' IDs."""
     adapter_ids = []
     for leased in api.registry.lease_jobs("w", 100, 60):
         adapter = NewAdapter(new_id("adp"), "lora", 8, 8.0, ("down_proj",), "adapters/x", "0" * 64, 10, "b", "g")
-        api.registry.publish(leased.job.id, "w", adapter, NewCentroids("e", "1", np.ones((1, 2), np.float32)))
+        api.registry.publish(leased.job.id, "w", [(adapter, NewCentroids("e", "1", np.ones((1, 2), np.float32)))])
         adapter_ids.append(adapter.id)
     return adapter_ids
 
@@ -85,6 +101,88 @@ async def test_life_of_a_document(api: Api) -> None:
         for path in (f"/v1/documents/{posted['id']}", f"/v1/adapters/{first}", f"/v1/models/{second}"):
             error_of(await client.get(path), 404)
         assert (await client.get("/v1/documents")).json()["data"] == []
+
+
+PASSED = {"state": "ready", "score": 0.9, "threshold": 0.5, "reasons": []}
+REFUSED = {"state": "degraded", "score": 0.1, "threshold": 0.5, "reasons": ["the score 0.10 is below 0.50"]}
+
+
+async def test_a_document_of_several_parts(api: Api) -> None:
+    async with api.client() as client:
+        posted = (await client.post("/v1/documents", json={"text": "Nine.", "external_id": "e1"})).json()
+        assert posted["adapter_ids"] == [] and posted["job"]["kind"] == "generate"
+        made = publish_parts(api, PASSED, REFUSED, PASSED)
+        detail = (await client.get("/v1/documents/e1")).json()
+        assert (detail["status"], detail["adapter_id"], detail["adapter_ids"]) == ("degraded", made[0], made)
+        listed = (await client.get("/v1/documents")).json()["data"][0]
+        assert listed["status"] == "degraded" and listed["adapter_ids"] == made
+        adapters = [(await client.get(f"/v1/adapters/{adapter_id}")).json() for adapter_id in made]
+        assert [(one["part"], one["parts"], one["status"], one["current"]) for one in adapters] == [
+            (0, 3, "ready", True), (1, 3, "degraded", True), (2, 3, "ready", True)
+        ]  # fmt: skip
+        assert [one["manifest"]["gate"] for one in adapters] == [PASSED, REFUSED, PASSED]
+        models = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+        assert set(made) <= set(models)
+        again = await client.post("/v1/documents?wait=1", json={"text": "Nine.", "external_id": "e1"})
+        assert again.status_code == 200 and again.json()["status"] == "degraded" and not again.json()["created"]
+
+
+async def test_a_refinement_does_not_show_in_its_document(api: Api) -> None:
+    async with api.client() as client:
+        posted = (await client.post("/v1/documents", json={"text": "Nine."})).json()
+        made = publish_parts(api, PASSED, refine_after_s=0)
+        (leased,) = api.registry.lease_jobs("w", 1, 60)
+        path = f"/v1/documents/{posted['id']}"
+        detail = (await client.get(path, params={"wait": 5})).json()
+        assert (detail["status"], detail["job_id"], detail["job"]["kind"]) == ("ready", posted["job_id"], "generate")
+        job = (await client.get(f"/v1/jobs/{leased.job.id}")).json()
+        assert (job["kind"], job["status"], job["note"]) == ("refine", "running", None)
+        api.registry.finish_job(leased.job.id, "w", "no better")
+        job = (await client.get(f"/v1/jobs/{leased.job.id}")).json()
+        assert (job["status"], job["note"], job["adapter_id"]) == ("succeeded", "no better", None)
+        assert (await client.get(path)).json()["adapter_ids"] == made
+
+
+@pytest.mark.parametrize("form", [False, True])
+async def test_mode_and_probes(api: Api, form: bool) -> None:
+    probes = [{"question": "Wann öffnet das Bad?", "answer": "Um neun."}, {"question": "Where is it?"}]
+    stored = [probes[0], {"question": "Where is it?", "answer": None}]
+    fields = {"external_id": "e1", "mode": "task"}
+
+    async def send(client: httpx.AsyncClient, **more: Any) -> dict[str, Any]:
+        if form:
+            data = {**fields, **{name: json.dumps(value) for name, value in more.items()}}
+            files = {"file": ("a.txt", b"Answer in rhymes.")}
+            return (await client.post("/v1/documents", files=files, data=data)).json()
+        body = {"text": "Answer in rhymes.", "title": "a", **fields, **more}
+        return (await client.post("/v1/documents", json=body)).json()
+
+    async with api.client() as client:
+        assert (await send(client, probes=probes))["mode"] == "task"
+        assert not (await send(client, probes=probes))["created"]
+        detail = (await client.get("/v1/documents/e1")).json()
+        assert (detail["mode"], detail["probes"], detail["version"]) == ("task", stored, 1)
+        assert (await send(client))["version"] == 2, "other probes, other content"
+        put = (await client.put("/v1/documents/e1", json={"text": "Nine.", "probes": probes[:1]})).json()
+        assert (put["mode"], put["version"]) == ("document", 3), "PUT replaces all of the content"
+        assert (await client.get("/v1/documents/e1")).json()["probes"] == stored[:1]
+    (_, _, leased) = api.registry.lease_jobs("w", 10, 60)
+    assert leased.version.probes == tuple(stored[:1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\x1b[32mok\x1b[0m " + "a line of a log " * 20,
+        "Tab\there\r\nForm feed\x0c and \x85 next line",
+        "One lost letter: caf\ufffd. " + "The rest is readable. " * 5,
+        "表 😀 עברית ไทย \u200d\u00ad",
+        "x",
+    ],
+)
+async def test_text_with_odd_but_readable_characters(api: Api, text: str) -> None:
+    async with api.client() as client:
+        assert (await client.post("/v1/documents", json={"text": text})).status_code == 202
 
 
 async def test_external_id_cannot_change(api: Api) -> None:
@@ -270,6 +368,8 @@ async def test_openapi_is_true(api: Api) -> None:
         assert set(paths[path]) == methods, path
     assert "422" not in str(paths)
     schemas = schema["components"]["schemas"]
+    post = schemas["DocumentPost"]["properties"]
+    assert post["mode"]["enum"] == ["document", "task"] and post["probes"]["anyOf"][0]["maxItems"] == 32
     for name, states in (("DocumentObject", DocumentState), ("AdapterObject", AdapterState), ("JobObject", JobState)):
         assert schemas[name]["properties"]["status"]["enum"] == list(get_args(states)), name
     assert schemas["ChatRequest"]["additionalProperties"] is False

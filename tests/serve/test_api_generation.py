@@ -10,6 +10,7 @@ import pytest
 
 from serve.api.generation import cache_salt, mark_first_event
 from tests.serve.api_helpers import Api, error_of, events_of, make_api
+from tests.serve.registry_helpers import make_ready, one_part, several_parts
 
 MESSAGES = [{"role": "user", "content": "When does the pool open?"}]
 DECISION = {
@@ -111,6 +112,67 @@ async def test_route(api: Api) -> None:
         base = (await client.post("/v1/route", json={"model": "base", "prompt": "x"})).json()
         assert base["adapter_id"] is None and base["reason"] == "base_requested"
     assert not api.engine.calls
+
+
+async def test_a_part_and_a_degraded_adapter_are_told(api: Api) -> None:
+    api.router.decision = {**DECISION, "part": 2, "parts": 7, "degraded": True}
+    async with api.client() as client:
+        response = await client.post("/v1/chat/completions", json={"model": "imprint", "messages": MESSAGES})
+        decision = (await client.post("/v1/route", json={"messages": MESSAGES})).json()
+    field = response.json()["imprint"]
+    assert (field["part"], field["parts"], field["degraded"]) == (2, 7, True)
+    assert response.headers["x-imprint-part"] == "2"
+    assert (decision["part"], decision["parts"], decision["degraded"]) == (2, 7, True)
+
+
+async def test_nothing_is_said_of_parts_where_there_is_one_or_where_the_base_answers(api: Api) -> None:
+    for change in ({"part": 0, "parts": 1}, {"adapter_id": None, "part": None, "parts": None}):
+        api.router.decision = {**DECISION, "degraded": False, **change}
+        async with api.client() as client:
+            response = await client.post("/v1/chat/completions", json={"model": "imprint", "messages": MESSAGES})
+        assert not {"part", "parts", "degraded"} & response.json()["imprint"].keys()
+        assert "x-imprint-part" not in response.headers
+
+
+async def test_a_named_document_of_several_parts_goes_through_the_router(api: Api) -> None:
+    tenant = api.registry.get_tenant("acme")
+    assert tenant is not None
+    event = make_ready(api.registry, tenant.id, "Pool", parts=several_parts(3))
+    adapters = [adapter.id for adapter in api.registry.current_adapters_of(tenant.id, event.document_id)]
+    api.registry.set_alias(tenant.id, "pool", event.document_id)
+    api.router.decision = {
+        **DECISION, "adapter_id": adapters[1], "document_id": event.document_id, "reason": "pinned",
+        "part": 1, "parts": 3, "degraded": True,
+    }
+    async with api.client() as client:
+        for model in (event.document_id, "pool"):
+            response = await client.post("/v1/chat/completions", json={"model": model, "messages": MESSAGES})
+            assert response.json()["imprint"]["adapter_id"] == adapters[1]
+            assert response.headers["x-imprint-part"] == "1" and response.headers["x-imprint-reason"] == "pinned"
+        assert api.engine.calls[-1][2].adapter_id == adapters[1]
+        assert [call["document_id"] for call in api.router.calls] == [event.document_id] * 2
+        # Naming one of its adapters needs no router.
+        response = await client.post("/v1/chat/completions", json={"model": adapters[2], "messages": MESSAGES})
+        assert response.json()["imprint"]["part"] == 2 and len(api.router.calls) == 2
+        # Nothing tells parts apart without a text.
+        body = {"model": event.document_id, "prompt": [1, 2]}
+        assert error_of(await client.post("/v1/completions", json=body), 400)["param"] == "prompt"
+        # It was deleted since its name was looked up.
+        api.router.decision = {"adapter_id": None, "document_id": None, "reason": "no_candidates", "score": None}
+        body = {"model": event.document_id, "messages": MESSAGES}
+        assert error_of(await client.post("/v1/chat/completions", json=body), 409)["code"] == "model_not_ready"
+
+
+async def test_a_named_document_of_one_part_needs_no_router_even_when_it_is_degraded(api: Api) -> None:
+    tenant = api.registry.get_tenant("acme")
+    assert tenant is not None
+    event = make_ready(api.registry, tenant.id, "Pool", parts=one_part(state="degraded"))
+    async with api.client() as client:
+        body = {"model": event.document_id, "messages": MESSAGES}
+        response = await client.post("/v1/chat/completions", json=body)
+    field = response.json()["imprint"]
+    assert (field["adapter_id"], field["reason"], field["degraded"]) == (event.adapter_id, "pinned", True)
+    assert "part" not in field and not api.router.calls
 
 
 async def test_disconnect_aborts(api: Api) -> None:

@@ -24,7 +24,7 @@ from serve.cli.output import printable
 from serve.config import load_serve_file
 from serve.registry import Registry
 from tests.serve.api_helpers import Api, make_api
-from tests.serve.registry_helpers import make_ready
+from tests.serve.registry_helpers import centroids, make_ready, new_adapter, several_parts
 
 IMPRINT = Path(sysconfig.get_path("scripts")) / "imprint"
 
@@ -214,6 +214,84 @@ def test_document_add_reports_a_failed_job(server: Running) -> None:
     worker.join()
     assert added.exit_code == 1
     assert "too odd" in added.stderr and "\x1b" not in added.stderr
+
+
+def test_document_add_says_what_the_quality_gate_found(server: Running) -> None:
+    """A degraded document is stored and can be pinned: a warning with the reasons, but no failure."""
+    gates = [{"reasons": []}, {"reasons": ["the score 0.10 is below 0.50", "it says \x1b[31mthe same to all"]}, {}]
+    parts = [
+        (new_adapter(state=state, part=part, parts=3, manifest={"gate": gate}), centroids())
+        for part, (state, gate) in enumerate(zip(("ready", "degraded", "degraded"), gates, strict=True))
+    ]
+    event = make_ready(server.api.registry, _tenant(server), "Menu", "Soup costs 4 euros.", parts)
+    added = server.run("document", "add", "-", "--title", "Menu", "--json", text="Soup costs 4 euros.")
+    assert added.exit_code == 0, added.stderr
+    document = json.loads(added.stdout)
+    assert (document["id"], document["status"]) == (event.document_id, "degraded")
+    assert document["adapter_ids"] == [adapter.id for adapter, _ in parts]
+    warnings = [line for line in added.stderr.splitlines() if "warning" in line]
+    assert len(warnings) == 2 and parts[1][0].id in warnings[0] and "part 2 of 3" in warnings[0]
+    assert "the score 0.10 is below 0.50; it says [31mthe same to all" in warnings[0]
+    assert "no reason given" in warnings[1] and "part 3 of 3" in warnings[1]
+    assert "done, but the document is degraded" in added.stderr
+    shown = server.run("document", "show", event.document_id).stdout
+    assert "status: degraded" in shown and all(adapter.id in shown for adapter, _ in parts)
+
+
+def test_document_add_shows_the_state_after_waiting(server: Running) -> None:
+    def make_it() -> None:
+        while not (leased := server.api.registry.lease_jobs("w", 1, 60)):
+            time.sleep(0.01)
+        server.api.registry.publish(leased[0].job.id, "w", several_parts(2))
+
+    worker = threading.Thread(target=make_it)
+    worker.start()
+    added = server.run("document", "add", "-", "--json", text="Soup costs 4 euros.")
+    worker.join()
+    document = json.loads(added.stdout)
+    assert (added.exit_code, document["status"], document["created"]) == (0, "ready", True)
+    assert len(document["adapter_ids"]) == 2 and document["job"]["status"] == "succeeded"
+    assert f"ready as {' '.join(document['adapter_ids'])}" in added.stderr and "warning" not in added.stderr
+
+
+def test_document_add_sends_mode_and_probes(server: Running, tmp_path: Path) -> None:
+    probes = tmp_path / "probes.json"
+    probes.write_text('[{"question": "Was kostet die Suppe?", "answer": "4 €"}, {"question": "Since when?"}]', "utf-8")
+    added = server.run("document", "add", "-", "--wait", "0", "--mode", "task", "--probes", str(probes), text="Rhyme.")
+    assert added.exit_code == 0, added.stderr
+    shown = json.loads(server.run("document", "show", added.stdout.strip(), "--json").stdout)
+    assert shown["mode"] == "task" and shown["probes"] == [
+        {"question": "Was kostet die Suppe?", "answer": "4 €"}, {"question": "Since when?", "answer": None}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "not JSON"),
+        ('{"question": "When?"}', "JSON array"),
+        ('[{"answer": "x"}]', "probes.0.question"),
+        ("[]", "probes"),
+        (None, "cannot be read"),
+    ],
+)
+def test_bad_probes_are_refused(server: Running, tmp_path: Path, content: str | None, message: str) -> None:
+    probes = tmp_path / "probes.json"
+    if content is not None:
+        probes.write_text(content)
+    added = server.run("document", "add", "-", "--probes", str(probes), text="Soup.")
+    assert added.exit_code == 1 and message in added.stderr and not added.stdout
+    assert json.loads(server.run("document", "list", "--json").stdout) == []
+
+
+def test_options_of_one_document_are_refused_for_two(server: Running, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "probes.json"):
+        (tmp_path / name).write_text("[]")
+    files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    for option in (("--probes", str(tmp_path / "probes.json")), ("--title", "T"), ("--external-id", "e")):
+        assert server.run("document", "add", *files, *option).exit_code == 2
+    assert server.run("document", "add", files[0], "--mode", "other").exit_code == 2
+    assert json.loads(server.run("document", "list", "--json").stdout) == []
 
 
 def test_document_list_follows_pages(server: Running) -> None:

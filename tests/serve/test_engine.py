@@ -64,7 +64,7 @@ class World:
             generator_fingerprint="test",
         )
         centroids = NewCentroids("test", "1", np.eye(1, 4, dtype=np.float32))
-        self.registry.publish(leased.job.id, "worker", adapter, centroids)
+        self.registry.publish(leased.job.id, "worker", [(adapter, centroids)])
         return adapter_id
 
     async def ask(self, adapter_id: str | None, messages: list[dict[str, str]] = MESSAGES, **fields: Any) -> Any:

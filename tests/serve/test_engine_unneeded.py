@@ -97,7 +97,8 @@ class World:
         adapter = NewAdapter(
             adapter_id, "lora", 8, 8.0, ("down_proj",), prefix, stored.checksum, stored.size_bytes, "base", "generator"
         )
-        self.registry.publish(posted.job.id, "w", adapter, NewCentroids("e", "1", np.ones((1, 2), np.float32)))
+        centroids = NewCentroids("e", "1", np.ones((1, 2), np.float32))
+        self.registry.publish(posted.job.id, "w", [(adapter, centroids)])
         return adapter_id
 
     def request(self, engine: EngineDeployment, adapter_id: str, **body: Any) -> AsyncGenerator[Any, None]:

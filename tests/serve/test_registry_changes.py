@@ -16,7 +16,9 @@ from tests.serve.registry_helpers import (  # noqa: F401
     lease_one,
     make_ready,
     new_adapter,
+    one_part,
     registry,
+    several_parts,
     url,
 )
 
@@ -33,7 +35,7 @@ def test_publication_is_visible_as_a_whole(registry: Registry, acme: str, clock:
     lease_one(registry)
     new = new_adapter()
     matrix = np.arange(6, dtype=np.float64).reshape(2, 3) / 7
-    event = registry.publish(posted.job.id, "w1", new, NewCentroids("minilm", "v1", matrix))  # type: ignore[arg-type]
+    event = registry.publish(posted.job.id, "w1", [(new, NewCentroids("minilm", "v1", matrix))])  # type: ignore[arg-type]
     assert (event.seq, event.kind, event.adapter_id) == (1, "adapter_published", new.id)
     assert event.retired_adapter_ids == () and registry.head(acme) == 1
     assert registry.changes_since(acme, 0) == [event] and registry.changes_since(acme, 1) == []
@@ -47,7 +49,8 @@ def test_publication_is_visible_as_a_whole(registry: Registry, acme: str, clock:
     assert (one.adapter_id, one.document_title, one.state) == (new.id, "Title", "ready")
     assert (one.encoder, one.encoder_version, one.collection_id) == ("minilm", "v1", posted.document.collection_id)
     assert one.centroids.dtype == np.float32 and np.array_equal(one.centroids, matrix.astype(np.float32))
-    assert registry.routable(acme, [new.id])[0].adapter_id == new.id
+    assert (one.version, one.part, one.parts, one.spans, one.mode) == (1, 0, 1, ((0, 4),), "document")
+    assert registry.routable(acme, [posted.document.id])[0].adapter_id == new.id
     assert registry.routable(acme, []) == []
     assert registry.routable_snapshot(acme).seq == 1
 
@@ -59,10 +62,11 @@ def test_a_new_version_replaces_the_old_one_only_when_it_is_ready(registry: Regi
     assert document is not None and document.adapter_id == first.adapter_id and document.state == "processing"
     assert document.title == "New title" and registry.routable(acme)[0].document_title == "Old title"
     leased = lease_one(registry)
-    event = registry.publish(leased.job.id, "w1", new_adapter(), centroids())
+    event = registry.publish(leased.job.id, "w1", one_part())
     assert event.retired_adapter_ids == (first.adapter_id,)
     assert [one.adapter_id for one in registry.routable(acme)] == [event.adapter_id]
-    assert registry.routable(acme, [first.adapter_id or ""]) == [], "an old event applied late brings nothing back"
+    now = registry.routable(acme, [first.document_id])
+    assert [one.adapter_id for one in now] == [event.adapter_id], "an old event applied late brings nothing back"
     old = registry.get_adapter(acme, first.adapter_id or "")
     assert old is not None and old.retired_at == clock.now, "still usable when pinned"
 
@@ -74,7 +78,7 @@ def test_bad_centroids_change_nothing(registry: Registry, acme: str, matrix: np.
     posted = registry.post_document(acme, "T", "x")
     lease_one(registry)
     with pytest.raises(InvalidInput):
-        registry.publish(posted.job.id, "w1", new_adapter(), NewCentroids("minilm", "1", matrix))
+        registry.publish(posted.job.id, "w1", [(new_adapter(), NewCentroids("minilm", "1", matrix))])
     job = registry.get_job(acme, posted.job.id)
     assert job is not None and job.state == "running" and registry.list_adapters(acme).items == []
 
@@ -93,7 +97,7 @@ def test_numbers_follow_commit_order_under_concurrent_publishers(registry: Regis
         try:
             while leased := registry.lease_jobs(name, 2, 60):
                 for one in leased:
-                    registry.publish(one.job.id, name, new_adapter(), centroids())
+                    registry.publish(one.job.id, name, one_part())
         except BaseException as error:
             errors.append(error)
 
@@ -107,7 +111,7 @@ def test_numbers_follow_commit_order_under_concurrent_publishers(registry: Regis
                 events = registry.changes_since(tenant, at)
                 assert [event.seq for event in events] == list(range(at + 1, at + 1 + len(events)))
                 assert at + len(events) >= head, "all that the head promises is there"
-                got = registry.routable(tenant, [event.adapter_id or "" for event in events])
+                got = registry.routable(tenant, [event.document_id for event in events])
                 assert {one.adapter_id for one in got} == {event.adapter_id for event in events}
                 routable |= {one.adapter_id for one in got}
                 seen[tenant].extend(event.seq for event in events)
@@ -148,7 +152,7 @@ def test_deletions_publications_and_posts_at_once_do_not_deadlock(registry: Regi
         while leased := registry.lease_jobs("w", 3, 60):
             for one in leased:
                 try:
-                    registry.publish(one.job.id, "w", new_adapter(), centroids())
+                    registry.publish(one.job.id, "w", one_part())
                 except LeaseLost:
                     continue
 
@@ -201,21 +205,23 @@ def test_names(registry: Registry, acme: str) -> None:
 def test_a_new_base_or_generator_makes_adapters_stale(registry: Registry, acme: str) -> None:
     beta = registry.create_tenant("beta").id
     first = make_ready(registry, acme, "A", external_id="a")
-    make_ready(registry, acme, "B")
+    second = make_ready(registry, acme, "B")
     other = make_ready(registry, beta, "C")
     pending = registry.post_document(acme, "A", "second version", "a")
     assert registry.mark_stale("base-1", "gen-1") == 0 and registry.head(acme) == 2
     assert registry.mark_stale("base-2", "gen-1") == 2, "A has a job under way already"
     assert registry.mark_stale("base-2", "gen-1") == 0
     assert registry.count_stale_pending() == 3
-    (event,) = registry.changes_since(acme, 2)
-    assert event.kind == "adapters_stale" and first.adapter_id in event.retired_adapter_ids
-    assert other.adapter_id not in event.retired_adapter_ids and registry.head(beta) == 2
+    events = registry.changes_since(acme, 2)
+    assert [(event.kind, event.document_id, event.retired_adapter_ids) for event in events] == [
+        ("adapters_stale", made.document_id, (made.adapter_id,)) for made in (first, second)
+    ]
+    assert registry.changes_since(beta, 1)[0].retired_adapter_ids == (other.adapter_id,) and registry.head(beta) == 2
     assert {one.state for one in registry.routable(acme) + registry.routable(beta)} == {"stale"}
     leased = registry.lease_jobs("w", 10, 60)
     assert len(leased) == 3 and pending.job.id in {one.job.id for one in leased}
     for one in leased:
-        registry.publish(one.job.id, "w", new_adapter(base="base-2"), centroids())
+        registry.publish(one.job.id, "w", one_part(base="base-2"))
     assert registry.count_stale_pending() == 0
     assert {one.state for one in registry.routable(acme) + registry.routable(beta)} == {"ready"}
     assert all(document.state == "ready" for document in registry.list_documents(acme).items)

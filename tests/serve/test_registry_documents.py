@@ -16,6 +16,7 @@ from tests.serve.registry_helpers import (  # noqa: F401
     lease_one,
     make_ready,
     new_adapter,
+    one_part,
     registry,
     url,
 )
@@ -82,18 +83,52 @@ def test_only_the_latest_version_becomes_current(registry: Registry, acme: str) 
     second = registry.post_document(acme, "T", "two", "ext")
     registry.lease_jobs("w", 2, 60)
     late = new_adapter()
-    event = registry.publish(first.job.id, "w", late, centroids())
+    event = registry.publish(first.job.id, "w", [(late, centroids())])
     assert event.kind == "adapter_superseded"
     document = registry.get_document(acme, "ext")
     assert document is not None and document.adapter_id is None and document.state == "processing"
     new = new_adapter()
-    assert registry.publish(second.job.id, "w", new, centroids()).kind == "adapter_published"
+    assert registry.publish(second.job.id, "w", [(new, centroids())]).kind == "adapter_published"
     document = registry.get_document(acme, "ext")
     assert document is not None
     assert (document.adapter_id, document.current_version, document.state) == (new.id, 2, "ready")
     assert [one.adapter_id for one in registry.routable(acme)] == [new.id]
     kept = registry.get_adapter(acme, late.id)
     assert kept is not None and kept.retired_at is not None and kept.state == "ready"
+
+
+def test_mode_and_probes_are_content(registry: Registry, acme: str) -> None:
+    probes = [{"question": "When?", "answer": "At nine."}, {"question": "Where?"}]
+    plain = registry.post_document(acme, "T", "one", "ext")
+    assert (plain.document.mode, plain.version.mode, plain.version.probes) == ("document", "document", ())
+    probed = registry.post_document(acme, "T", "one", "ext", probes=probes)
+    assert probed.created and probed.version.number == 2
+    stored = ({"question": "When?", "answer": "At nine."}, {"question": "Where?", "answer": None})
+    assert probed.version.probes == stored and "nine" not in repr(probed.version)
+    assert not registry.post_document(acme, "T", "one", "ext", probes=stored).created
+    assert registry.post_document(acme, "T", "one", "ext", probes=probes[::-1]).version.number == 3
+    task = registry.post_document(acme, "T", "one", "ext", mode="task")
+    assert (task.version.number, task.document.mode, task.version.probes) == (4, "task", ())
+    assert registry.get_document(acme, "ext") == task.document and registry.get_version(acme, task.document.id, 2)
+    assert lease_one(registry).version.mode == "document" and lease_one(registry).version.probes == stored
+    assert registry.post_document(acme, "T", "one", "ext").version.number == 5
+    # Without a name of its own, other content is another document.
+    ids = {registry.post_document(acme, "T", "one", **more).document.id  # type: ignore[arg-type]
+           for more in ({}, {"mode": "task"}, {"probes": probes}, {"mode": "task", "probes": probes})}  # fmt: skip
+    assert len(ids) == 4
+
+
+def test_an_idempotency_key_covers_mode_and_probes(registry: Registry, acme: str) -> None:
+    registry.post_document(acme, "T", "one", idempotency_key="k", mode="task", probes=[{"question": "Q?"}])
+    again = registry.post_document(
+        acme, "T", "one", idempotency_key="k", mode="task", probes=[{"question": "Q?", "answer": None}]
+    )
+    assert again.replayed
+    for other in ({"mode": "document"}, {"probes": []}, {"probes": [{"question": "Q?", "answer": "a"}]}):
+        with pytest.raises(IdempotencyConflict):
+            registry.post_document(
+                acme, "T", "one", idempotency_key="k", **{"mode": "task", "probes": [{"question": "Q?"}], **other}
+            )  # type: ignore[arg-type]
 
 
 def test_content_whose_job_failed_is_tried_again(registry: Registry, acme: str) -> None:
@@ -164,6 +199,16 @@ def test_a_refused_post_leaves_nothing(registry: Registry, acme: str) -> None:
         {"metadata": {"a": object()}},
         {"metadata": {"a": "\x00"}},
         {"idempotency_key": "x" * 256},
+        {"mode": "tasks"},
+        {"probes": [{"question": "Q?"}] * 33},
+        {"probes": [{"answer": "a"}]},
+        {"probes": [{"question": None}]},
+        {"probes": [{"question": " "}]},
+        {"probes": [{"question": "Q?", "answer": ""}]},
+        {"probes": [{"question": "Q?", "weight": "1"}]},
+        {"probes": [{"question": "x" * 501}]},
+        {"probes": [{"question": "a\x00"}]},
+        {"probes": [{"question": "Q?", "answer": "\ud800"}]},
     ],
 )
 def test_values_that_cannot_be_stored(registry: Registry, acme: str, arguments: dict[str, object]) -> None:
@@ -184,7 +229,8 @@ def test_odd_names_find_nothing_and_raise_nothing(registry: Registry, acme: str)
 def test_deletion(registry: Registry, acme: str, clock: Clock) -> None:
     event = make_ready(registry, acme, "Secret title", "secret text", external_id="ext", metadata={"s": "secret"})
     registry.set_alias(acme, "mine", event.document_id or "")
-    second = registry.post_document(acme, "Secret title", "secret too", "ext")
+    probes = [{"question": "Secret question?", "answer": "secret answer"}]
+    second = registry.post_document(acme, "Secret title", "secret too", "ext", probes=probes)
     lease_one(registry, "w2")
     change = registry.delete_document(acme, "ext")
     assert change is not None
@@ -199,7 +245,7 @@ def test_deletion(registry: Registry, acme: str, clock: Clock) -> None:
     job = registry.get_job(acme, second.job.id)
     assert job is not None and job.state == "failed" and "deleted" in (job.error or "")
     with pytest.raises(LeaseLost):
-        registry.publish(second.job.id, "w2", new_adapter(), centroids())
+        registry.publish(second.job.id, "w2", one_part())
     with pytest.raises(NotFound):
         registry.post_document(acme, "T", "x", document_id=second.document.id)
 
@@ -270,7 +316,7 @@ def test_no_lookup_reaches_another_tenant(registry: Registry, acme: str) -> None
     assert registry.list_documents(beta, cursor=document_id).items == []
     assert registry.list_adapters(beta, document_id=document_id).items == []
     assert registry.list_collections(beta) == registry.list_aliases(beta) == []
-    assert registry.routable(beta) == registry.routable(beta, [adapter_id]) == []
+    assert registry.routable(beta) == registry.routable(beta, [document_id]) == []
     assert registry.routable_snapshot(beta).adapters == []
     assert registry.head(beta) == 0 and registry.changes_since(beta, 0) == []
     for name in (adapter_id, document_id, document.collection_id or "", "mine"):

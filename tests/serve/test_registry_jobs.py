@@ -15,6 +15,7 @@ from tests.serve.registry_helpers import (  # noqa: F401
     clock,
     lease_one,
     new_adapter,
+    one_part,
     registry,
     url,
 )
@@ -42,7 +43,7 @@ def test_lease_and_finish(registry: Registry, acme: str, clock: Clock) -> None:
     job = registry.get_job(acme, job_id)
     assert job is not None and (job.stage, job.fraction) == ("generating", 0.5)
     adapter = new_adapter(state="degraded")
-    registry.publish(job_id, "w1", adapter, centroids())
+    registry.publish(job_id, "w1", [(adapter, centroids())])
     job = registry.get_job(acme, job_id)
     assert job is not None
     assert (job.state, job.fraction, job.adapter_id, job.finished_at) == ("succeeded", 1.0, adapter.id, clock.now)
@@ -63,18 +64,18 @@ def test_an_expired_lease_is_taken_again_and_the_loser_cannot_publish(
     again = lease_one(registry, "w2", 60)
     assert again.job.id == job_id and again.job.attempts == 2
     for lost in (
-        lambda: registry.publish(job_id, "w1", new_adapter(), centroids()),
+        lambda: registry.publish(job_id, "w1", one_part()),
         lambda: registry.renew_lease(job_id, "w1", 60),
         lambda: registry.set_job_progress(job_id, "w1", "x", 0.1),
         lambda: registry.fail_job(job_id, "w1", "x"),
-        lambda: registry.publish("job_unknown", "w1", new_adapter(), centroids()),
+        lambda: registry.publish("job_unknown", "w1", one_part()),
     ):
         with pytest.raises(LeaseLost):
             lost()
     assert registry.list_adapters(acme).items == [] and registry.head(acme) == 0
-    registry.publish(job_id, "w2", new_adapter(), centroids())
+    registry.publish(job_id, "w2", one_part())
     with pytest.raises(LeaseLost):
-        registry.publish(job_id, "w2", new_adapter(), centroids())
+        registry.publish(job_id, "w2", one_part())
     assert len(registry.list_adapters(acme).items) == 1 and registry.head(acme) == 1
 
 
@@ -82,7 +83,7 @@ def test_a_late_worker_that_nobody_replaced_may_still_publish(registry: Registry
     (job_id,) = post(registry, acme, 1)
     lease_one(registry, "w1", 60)
     clock.now += 1000
-    registry.publish(job_id, "w1", new_adapter(), centroids())
+    registry.publish(job_id, "w1", one_part())
     assert registry.lease_jobs("w2", 1, 60) == []
 
 
@@ -149,7 +150,7 @@ def test_a_small_tenant_does_not_wait_behind_a_large_one(registry: Registry, acm
     for _ in range(6):
         leased = lease_one(registry)
         order.append(leased.job.tenant_id)
-        registry.publish(leased.job.id, "w1", new_adapter(), centroids())
+        registry.publish(leased.job.id, "w1", one_part())
     assert Counter(order)[gamma] == 1 and Counter(order)[beta] >= 2 and order.count(acme) <= 3
 
 
@@ -178,7 +179,7 @@ def test_concurrent_workers_never_share_a_job(registry: Registry, acme: str) -> 
                 leased = registry.lease_jobs(name, 3, 60)
                 taken.extend(one.job.id for one in leased)
                 for one in leased:
-                    registry.publish(one.job.id, name, new_adapter(), centroids())
+                    registry.publish(one.job.id, name, one_part())
                 if len(taken) >= len(made):
                     return
         except BaseException as error:

@@ -48,7 +48,7 @@ class Store:
             prefix.rpartition("/")[2], "lora", 8, 8.0, ("down_proj",), prefix, "0" * 64, 10, "base", "generator"
         )
         centroids = NewCentroids("e", "1", np.ones((1, 2), np.float32))
-        self.registry.publish(posted.job.id, "w", adapter, centroids)
+        self.registry.publish(posted.job.id, "w", [(adapter, centroids)])
         return posted.document.id
 
 

@@ -11,7 +11,7 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 from serve.registry import LeaseLost, Registry
-from tests.serve.registry_helpers import centroids, new_adapter
+from tests.serve.registry_helpers import centroids, new_adapter, one_part
 
 LEASE_S = 60.0
 TIMEOUT_S = 300.0
@@ -44,7 +44,7 @@ def make_adapters(url: str, worker: str, count: int) -> list[tuple[str, str]]:
             for leased in registry.lease_jobs(worker, 2, LEASE_S):
                 adapter = new_adapter()
                 try:
-                    registry.publish(leased.job.id, worker, adapter, centroids())
+                    registry.publish(leased.job.id, worker, [(adapter, centroids())])
                 except LeaseLost:  # its document was deleted
                     continue
                 made.append((leased.job.id, adapter.id))
@@ -60,7 +60,7 @@ def publish_all(url: str, worker: str, job_ids: Sequence[str]) -> list[str]:
     with closing(Registry.open(url)) as registry:
         for job_id in job_ids:
             try:
-                registry.publish(job_id, worker, new_adapter(), centroids())
+                registry.publish(job_id, worker, one_part())
             except LeaseLost:
                 continue
             done.append(job_id)

@@ -17,16 +17,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from serve.registry import Registry, migrate
+from serve.registry import LeaseLost, Registry, migrate
 from serve.registry.database import Database
 from serve.registry.documents import lock_document
 from serve.registry.keys import create_tenant
 from serve.registry.posting import Post, post_document
 from serve.registry.publishing import publish
 from serve.registry.records import ChangeEvent, PostResult
-from serve.registry.tables import documents
+from serve.registry.tables import adapters, documents
 from tests.postgresql import Cluster, running_cluster
-from tests.serve.registry_helpers import centroids, new_adapter
+from tests.serve.registry_helpers import centroids, new_adapter, one_part
 from tests.system.registry_processes import (
     at_once,
     make_adapters,
@@ -150,7 +150,7 @@ def test_a_follower_misses_nothing_while_processes_write(url: str, registry: Reg
             assert [event.seq for event in events] == list(range(len(seen) + 1, len(seen) + 1 + len(events)))
             assert len(seen) + len(events) >= head, "all that the head promises is there"
             touched = {event.document_id for event in events}
-            now = registry.routable(acme, [event.adapter_id for event in events if event.adapter_id])
+            now = registry.routable(acme, sorted(touched))
             routable = {key: value for key, value in routable.items() if key not in touched}
             routable |= {one.document_id: one.adapter_id for one in now}
             seen += [event.seq for event in events]
@@ -176,7 +176,7 @@ def test_an_uncommitted_change_is_invisible_and_holds_the_next_one_of_its_tenant
     begun, go_on = threading.Event(), threading.Event()
 
     def hold(connection: sa.Connection) -> None:
-        publish(connection, time.time(), first, "w", early, centroids())
+        publish(connection, time.time(), first, "w", [(early, centroids())])
         begun.set()
         assert go_on.wait(60)
         if not commits:
@@ -185,10 +185,10 @@ def test_an_uncommitted_change_is_invisible_and_holds_the_next_one_of_its_tenant
     with ThreadPoolExecutor(2) as pool:
         holder = pool.submit(database.write, hold)
         assert begun.wait(30)
-        waiter = pool.submit(registry.publish, second, "w", late, centroids())
+        waiter = pool.submit(registry.publish, second, "w", [(late, centroids())])
         until_one_waits(registry)
         assert registry.head(acme) == 0 and registry.changes_since(acme, 0) == registry.routable(acme) == []
-        assert registry.publish(other, "w", new_adapter(), centroids()).seq == 1, "other tenants do not wait"
+        assert registry.publish(other, "w", one_part()).seq == 1, "other tenants do not wait"
         assert not waiter.done()
         go_on.set()
         assert (holder.exception(30) is None) == commits
@@ -206,7 +206,7 @@ def test_a_publication_waits_for_a_new_version_that_is_being_posted(
 
     def post_meanwhile(connection: sa.Connection) -> Future[ChangeEvent]:
         post_document(connection, time.time(), acme, Post("T", "two", "ext", None, None, None, None))
-        publication = pool.submit(registry.publish, old.job.id, "w", new_adapter(), centroids())
+        publication = pool.submit(registry.publish, old.job.id, "w", one_part())
         until_one_waits(registry)
         return publication
 
@@ -215,6 +215,45 @@ def test_a_publication_waits_for_a_new_version_that_is_being_posted(
         assert publication.result(30).kind == "adapter_superseded", "it must see the version that it waited for"
     document = registry.get_document(acme, "ext")
     assert document is not None and (document.latest_version, document.adapter_id) == (2, None)
+
+
+def test_a_refinement_loses_to_a_new_version_that_is_being_posted(
+    registry: Registry, database: Database, acme: str
+) -> None:
+    first = registry.post_document(acme, "T", "one", "ext")
+    registry.lease_jobs("w", 1, 60)
+    started_from = registry.publish(first.job.id, "w", one_part(), refine_after_s=0).adapter_id
+    (leased,) = registry.lease_jobs("w", 1, 60)
+
+    def post_meanwhile(connection: sa.Connection) -> Future[ChangeEvent]:
+        post_document(connection, time.time(), acme, Post("T", "two", "ext", None, None, None, None))
+        refined = pool.submit(
+            registry.publish, leased.job.id, "w", one_part(), expected_adapter_ids=[started_from or ""]
+        )
+        until_one_waits(registry)
+        return refined
+
+    with ThreadPoolExecutor(1) as pool:
+        refined = database.write(post_meanwhile)
+        with pytest.raises(LeaseLost):
+            refined.result(30)
+    document = registry.get_document(acme, "ext")
+    assert document is not None and (document.latest_version, document.adapter_ids) == (2, (started_from,))
+    assert registry.count_jobs("refine") == {"queued": 0, "running": 0, "succeeded": 1, "failed": 0}
+
+
+def test_a_read_sees_one_state(registry: Registry, database: Database, acme: str) -> None:
+    """A document and its adapters are read by two statements; nothing may come between."""
+    first = registry.post_document(acme, "T", "one", "ext")
+    registry.lease_jobs("w", 1, 60)
+
+    def read_around_a_publication(connection: sa.Connection) -> tuple[int, list[str]]:
+        before = connection.execute(sa.select(documents.c.latest_version)).scalar_one()
+        registry.publish(first.job.id, "w", one_part())
+        return before, list(connection.execute(sa.select(adapters.c.id)).scalars())
+
+    assert database.read(read_around_a_publication) == (1, [])
+    assert len(registry.current_adapters_of(acme, first.document.id)) == 1
 
 
 def test_the_same_content_that_is_being_posted_is_found(registry: Registry, database: Database, acme: str) -> None:
@@ -288,7 +327,7 @@ def test_what_was_acknowledged_survives_a_crash_of_the_server(cluster: Cluster, 
     # The same object goes on: it replaces the connections that broke.
     document = registry.get_document(acme, "ext")
     assert document is not None and (document.title, document.id) == ("Kept", kept.document.id)
-    assert registry.publish(leased.job.id, "w", new_adapter(), centroids()).seq == 1
+    assert registry.publish(leased.job.id, "w", one_part()).seq == 1
     assert [one.document_title for one in registry.routable(acme)] == ["Kept"]
     assert len(registry.list_documents(acme).items) == 1
     # Nor does anybody notice a restart in a pause, which leaves broken connections in the pool.
