@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from router.index import Scored
+from router.index import Scored, State
 
 DEFAULT_THRESHOLD = 0.40
 MAX_LISTED = 5
@@ -17,7 +17,7 @@ class Reason(StrEnum):
 
     MATCHED = "matched"
     PINNED = "pinned"
-    """The client named the adapter."""
+    """The client named the adapter, or a document, of which the best part answers."""
     BASE_REQUESTED = "base_requested"
     """The client asked for the base."""
     EMPTY_QUERY = "empty_query"
@@ -30,19 +30,28 @@ class Reason(StrEnum):
     """Two documents fit about equally well."""
     STALE = "stale"
     """The right document's adapter was made for another base model or generator."""
+    DEGRADED = "degraded"
+    """The right document's adapter, or that of the right part, failed the quality gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """`threshold` is the least score that is good enough; a lead below `min_margin` counts as a tie (0: never)."""
+    """`threshold` is the least score that is good enough; a lead below `min_margin` counts as a tie (0: never).
+
+    With `use_degraded` adapters that failed the quality gate answer as if they had not.
+    """
 
     threshold: float = DEFAULT_THRESHOLD
     min_margin: float = 0.0
+    use_degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One adapter that was considered; `score`, `similarity` and `word_share` as in `router.index.Scored`."""
+    """One adapter that was considered; `score`, `similarity` and `word_share` as in `router.index.Scored`.
+
+    It covers part `part` (from 0) of `parts` of its document. `state` is "ready", "degraded" or "stale".
+    """
 
     adapter_id: str
     document_id: str
@@ -51,14 +60,19 @@ class Candidate:
     similarity: float
     word_share: float
     rank: float
+    part: int
+    parts: int
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Who answers: `adapter_id`, or the base where it is None.
 
-    `score` is the best candidate's also when the base answers, `margin` its lead in rank over the next one; None
-    where there is none. `candidates` are best first.
+    `score` is the best candidate's also when the base answers, `margin` its lead in rank over the next document; None
+    where there is none. `candidates` are best first: one for each document, or where the client named a document, its
+    parts. `part` of `parts` is what the chosen adapter covers of its document (None for the base), and `degraded`
+    says that it failed the quality gate.
     """
 
     adapter_id: str | None
@@ -68,10 +82,14 @@ class Decision:
     threshold: float
     reason: Reason
     candidates: tuple[Candidate, ...] = ()
+    part: int | None = None
+    parts: int | None = None
+    degraded: bool = False
 
 
 def decide(results: Sequence[Scored], settings: RouterSettings) -> Decision:
-    """Choose among search results (best first): the best if it is good enough, leads clearly and may be used."""
+    """Choose among the results of `TenantIndex.search`, one for each document and best first: the best if it is good
+    enough, leads clearly and may be used."""
     if not results:
         return abstain(Reason.NO_CANDIDATES, settings)
     best = results[0]
@@ -80,21 +98,24 @@ def decide(results: Sequence[Scored], settings: RouterSettings) -> Decision:
         reason = Reason.BELOW_THRESHOLD
     elif margin is not None and margin < settings.min_margin:
         reason = Reason.AMBIGUOUS
-    elif not best.entry.available:
-        # The next best would answer about another document.
+    # Where the best may not be used, the next best would answer about another document.
+    elif best.entry.state is State.STALE:
         reason = Reason.STALE
+    elif best.entry.state is State.DEGRADED and not settings.use_degraded:
+        reason = Reason.DEGRADED
     else:
         reason = Reason.MATCHED
-    chosen = best.entry if reason is Reason.MATCHED else None
-    return Decision(
-        adapter_id=chosen.adapter_id if chosen else None,
-        document_id=chosen.document_id if chosen else None,
-        score=best.score,
-        margin=margin,
-        threshold=settings.threshold,
-        reason=reason,
-        candidates=tuple(_candidate(result) for result in results[:MAX_LISTED]),
-    )
+    return _decision(results, margin, reason, reason is Reason.MATCHED, settings)
+
+
+def decide_part(results: Sequence[Scored], settings: RouterSettings) -> Decision:
+    """Take the best of the parts (`TenantIndex.search_parts`) of a document that the client named.
+
+    It answers whatever its score and state; a client that names a document has chosen.
+    """
+    if not results:
+        return abstain(Reason.NO_CANDIDATES, settings)
+    return _decision(results, None, Reason.PINNED, True, settings)
 
 
 def abstain(reason: Reason, settings: RouterSettings) -> Decision:
@@ -102,9 +123,44 @@ def abstain(reason: Reason, settings: RouterSettings) -> Decision:
     return Decision(None, None, None, None, settings.threshold, reason)
 
 
-def pin(adapter_id: str, document_id: str | None, settings: RouterSettings) -> Decision:
+def pin(
+    adapter_id: str,
+    document_id: str | None,
+    settings: RouterSettings,
+    part: int = 0,
+    parts: int = 1,
+    degraded: bool = False,
+) -> Decision:
     """The adapter that the client named answers, without any search."""
-    return Decision(adapter_id, document_id, None, None, settings.threshold, Reason.PINNED)
+    return Decision(
+        adapter_id,
+        document_id,
+        None,
+        None,
+        settings.threshold,
+        Reason.PINNED,
+        part=part,
+        parts=parts,
+        degraded=degraded,
+    )
+
+
+def _decision(
+    results: Sequence[Scored], margin: float | None, reason: Reason, taken: bool, settings: RouterSettings
+) -> Decision:
+    entry = results[0].entry if taken else None
+    return Decision(
+        adapter_id=entry.adapter_id if entry else None,
+        document_id=entry.document_id if entry else None,
+        score=results[0].score,
+        margin=margin,
+        threshold=settings.threshold,
+        reason=reason,
+        candidates=tuple(_candidate(result) for result in results[:MAX_LISTED]),
+        part=entry.part if entry else None,
+        parts=entry.parts if entry else None,
+        degraded=entry is not None and entry.state is State.DEGRADED,
+    )
 
 
 def _candidate(result: Scored) -> Candidate:
@@ -117,4 +173,7 @@ def _candidate(result: Scored) -> Candidate:
         result.similarity,
         result.word_share,
         result.rank,
+        entry.part,
+        entry.parts,
+        str(entry.state),
     )

@@ -1,4 +1,4 @@
-"""The adapters of one tenant, searched by centroid and by shared words.
+"""The documents of one tenant, searched by centroid and by shared words; of a long document, by its parts.
 
 Similarity of vectors alone mixes up near misses: of sixty data sheets of one company it finds the right one for about
 two questions in three, since names and versions hardly move a vector. Shared words, weighed by how few documents hold
@@ -8,15 +8,18 @@ them, tell those apart. The score of an adapter is
 
 with each word counting by the logarithm of its rarity among the documents searched. Where names contain each other
 ("Corvo", "Corvo Mini"), the order of candidates also counts what the document's heading says and the query does not.
+
+A long document has several adapters, each of a part of its text, and is as good as its best part, which is the one
+that answers. Rarity counts documents, not parts: a name that all parts of one document share is no common word.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import chain
 
 import faiss
@@ -24,20 +27,30 @@ import numpy as np
 import numpy.typing as npt
 
 from router.embed import Vectors
+from router.scoring import WordWeights, rank, relevance
 from router.text import heading, words
 
-WORD_WEIGHT = 0.4
-HEADING_WEIGHT = 0.3
 MAX_RESCORED = 256
 """Adapters nearest by vector that are then scored by words."""
+Span = tuple[int, int]
+
+
+class State(StrEnum):
+    """Whether an adapter may answer. One that may not stays in the index: the next best would answer about another
+    document, or another part."""
+
+    READY = "ready"
+    DEGRADED = "degraded"
+    """It failed the quality gate."""
+    STALE = "stale"
+    """It was made for another base model or generator."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AdapterEntry:
-    """One adapter: its centroids (float32 [n, dimension], L2-normalised) and the words of its document.
+    """One adapter: its centroids (float32 [n, dimension], L2-normalised) and the words of what it was made from.
 
-    `available` is False for an adapter that must not be used although its document is the one asked about, such as
-    one made for another base model.
+    That is part `part` (from 0) of `parts` of the document, or all of it where `parts` is 1.
     """
 
     adapter_id: str
@@ -48,7 +61,9 @@ class AdapterEntry:
     words: frozenset[str] = field(repr=False)
     heading_words: frozenset[str] = field(repr=False)
     collection_id: str | None = None
-    available: bool = True
+    state: State = State.READY
+    part: int = 0
+    parts: int = 1
 
     @classmethod
     def of_document(
@@ -60,19 +75,28 @@ class AdapterEntry:
         text: str,
         centroids: Vectors,
         collection_id: str | None = None,
-        available: bool = True,
+        state: State = State.READY,
+        spans: Sequence[Span] = (),
+        part: int = 0,
+        parts: int = 1,
     ) -> AdapterEntry:
-        """An entry with the words of a document's title and text."""
+        """An entry with the words of a document's title and of its text, or of those `spans` of the text alone.
+
+        The heading is the document's in any case, as all its parts are about what it names.
+        """
+        covered = "\n".join(text[start:end] for start, end in spans) if spans else text
         return cls(
             adapter_id=adapter_id,
             tenant_id=tenant_id,
             document_id=document_id,
             title=title,
             centroids=centroids,
-            words=words(f"{title}\n{text}"),
+            words=words(f"{title}\n{covered}"),
             heading_words=words(heading(title, text)),
             collection_id=collection_id,
-            available=available,
+            state=state,
+            part=part,
+            parts=parts,
         )
 
 
@@ -82,22 +106,25 @@ class Scope:
 
     collection_id: str | None = None
     adapter_ids: Collection[str] | None = None
+    document_id: str | None = None
 
     def allows(self, entry: AdapterEntry) -> bool:
         """Whether an entry is within the scope."""
         if self.collection_id is not None and entry.collection_id != self.collection_id:
+            return False
+        if self.document_id is not None and entry.document_id != self.document_id:
             return False
         return self.adapter_ids is None or entry.adapter_id in self.adapter_ids
 
     @property
     def everything(self) -> bool:
         """Whether no entry can be outside."""
-        return self.collection_id is None and self.adapter_ids is None
+        return self.collection_id is None and self.adapter_ids is None and self.document_id is None
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A search result. `score` in -1..1 says how well query and document fit, and `rank` orders the results."""
+    """A search result. `score` in -1..1 says how well the query fits, and `rank` orders the results."""
 
     entry: AdapterEntry
     score: float
@@ -108,11 +135,13 @@ class Scored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Snapshot:
-    """Never changed after it was built, so a search needs no lock."""
+    """Never changed after it was built, so a search needs no lock. `documents` is how many there are, and
+    `document_frequency` how many of them hold a word, in whichever part."""
 
     entries: tuple[AdapterEntry, ...]
     owners: npt.NDArray[np.int64]
     rows: faiss.IndexFlatIP
+    documents: int
     document_frequency: Counter[str]
 
 
@@ -126,6 +155,7 @@ class TenantIndex:
         self._snapshot = _build((), Counter(), dimension)
 
     def __len__(self) -> int:
+        """The number of adapters."""
         return len(self._snapshot.entries)
 
     def __contains__(self, adapter_id: str) -> bool:
@@ -135,6 +165,11 @@ class TenantIndex:
         """The entry of an adapter."""
         return next((entry for entry in self._snapshot.entries if entry.adapter_id == adapter_id), None)
 
+    def parts(self, document_id: str) -> list[AdapterEntry]:
+        """A document's entries, in the order of its parts."""
+        found = (entry for entry in self._snapshot.entries if entry.document_id == document_id)
+        return sorted(found, key=lambda entry: entry.part)
+
     def add(self, entry: AdapterEntry) -> None:
         """Put an adapter in, in place of the entry that it had. Raises ValueError, see `update`."""
         self.update([entry])
@@ -143,8 +178,14 @@ class TenantIndex:
         """Take an adapter out; nothing happens when it is not there."""
         self.update(remove=[adapter_id])
 
-    def update(self, add: Sequence[AdapterEntry] = (), remove: Iterable[str] = ()) -> None:
-        """Take adapters out, then put others in, as one change: no search sees a part of it.
+    def update(
+        self,
+        add: Sequence[AdapterEntry] = (),
+        remove: Iterable[str] = (),
+        documents: Iterable[str] = (),
+    ) -> None:
+        """Take out the adapters `remove` and all of the `documents`, then put others in: one change, which no search
+        sees a part of.
 
         Raises ValueError, and changes nothing, for an entry of another tenant and for centroids that are missing, not
         finite or of another dimension.
@@ -155,31 +196,51 @@ class TenantIndex:
             before = self._snapshot
             new = {entry.adapter_id: entry for entry in add}
             gone = new.keys() | set(remove)
-            kept = [entry for entry in before.entries if entry.adapter_id not in gone]
+            dropped = set(documents)
+            kept = [e for e in before.entries if e.adapter_id not in gone and e.document_id not in dropped]
+            kept_ids = {entry.adapter_id for entry in kept}
+            left = [entry for entry in before.entries if entry.adapter_id not in kept_ids]
             # Counted on from before: counting all documents' words anew would take most of a change's time.
+            touched = {entry.document_id for entry in chain(left, new.values())}
             frequency = before.document_frequency.copy()
-            for entry in before.entries:
-                if entry.adapter_id in gone:
-                    frequency.subtract(entry.words)
-            for entry in new.values():
-                frequency.update(entry.words)
-            if len(kept) < len(before.entries):
+            for held in _words_by_document(before.entries, touched):
+                frequency.subtract(held)
+            for held in _words_by_document(chain(kept, new.values()), touched):
+                frequency.update(held)
+            if left:
                 frequency = +frequency  # without words that no document holds any more
             self._snapshot = _build((*kept, *new.values()), frequency, self.dimension)
 
     def search(
         self, vector: Vectors, query_words: Collection[str], scope: Scope | None = None, limit: int = 5
     ) -> list[Scored]:
-        """The best `limit` adapters within `scope`, best first, each scored by its best centroid.
+        """The best `limit` documents within `scope`, best first, each with its adapter, or with that of the
+        part that fits best.
 
         `vector` is float32 [dimension], L2-normalised. What lies outside the scope is filtered before the search and
         has no influence on results or scores. Raises ValueError for a vector that is not finite or of another shape.
         """
+        results: dict[str, Scored] = {}
+        for result in self._results(vector, query_words, scope or Scope()):
+            results.setdefault(result.entry.document_id, result)  # they come best first
+            if len(results) == limit:
+                break
+        return list(results.values())
+
+    def search_parts(
+        self, document_id: str, vector: Vectors, query_words: Collection[str], limit: int = 5
+    ) -> list[Scored]:
+        """The best `limit` parts of one document, best first, scored as if there were no other; empty where the
+        document is not here. Raises ValueError as `search` does.
+        """
+        return self._results(vector, query_words, Scope(document_id=document_id))[:limit]
+
+    def _results(self, vector: Vectors, query_words: Collection[str], scope: Scope) -> list[Scored]:
+        """Adapters within the scope, best first; of more than MAX_RESCORED those that are nearest by vector."""
         vector = np.ascontiguousarray(vector, dtype=np.float32)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise ValueError(f"a query vector must be {self.dimension} finite numbers")
         snapshot = self._snapshot
-        scope = scope or Scope()
         if scope.everything:
             visible = np.ones(len(snapshot.entries), dtype=bool)
         else:
@@ -188,14 +249,17 @@ class TenantIndex:
             return []
         nearest = [(snapshot.entries[i], value) for i, value in _nearest(snapshot, vector, visible).items()]
         if visible.all():
-            weights = _WordWeights(query_words, snapshot.document_frequency, len(snapshot.entries))
+            weights = WordWeights(query_words, snapshot.document_frequency, snapshot.documents)
         else:
             relevant = frozenset(query_words).union(*(entry.heading_words for entry, _ in nearest))
-            seen = [snapshot.entries[i].words & relevant for i in np.flatnonzero(visible)]
-            weights = _WordWeights(query_words, Counter(chain.from_iterable(seen)), len(seen))
+            seen: dict[str, set[str]] = {}
+            for i in np.flatnonzero(visible):
+                entry = snapshot.entries[i]
+                seen.setdefault(entry.document_id, set()).update(entry.words & relevant)
+            weights = WordWeights(query_words, Counter(chain.from_iterable(seen.values())), len(seen))
         results = [_score(entry, similarity, weights) for entry, similarity in nearest]
-        results.sort(key=lambda result: (-result.rank, result.entry.adapter_id))
-        return results[:limit]
+        results.sort(key=lambda result: (-result.rank, result.entry.part, result.entry.adapter_id))
+        return results
 
     def _check(self, entry: AdapterEntry) -> None:
         if entry.tenant_id != self.tenant_id:
@@ -212,7 +276,17 @@ def _build(entries: tuple[AdapterEntry, ...], frequency: Counter[str], dimension
     if entries:
         rows.add(np.concatenate([entry.centroids for entry in entries]).astype(np.float32, copy=False))
     owners = np.repeat(np.arange(len(entries)), [len(entry.centroids) for entry in entries])
-    return _Snapshot(entries, owners, rows, frequency)
+    documents = len({entry.document_id for entry in entries})
+    return _Snapshot(entries, owners, rows, documents, frequency)
+
+
+def _words_by_document(entries: Iterable[AdapterEntry], documents: Collection[str]) -> Iterable[frozenset[str]]:
+    """The words of each of these documents, over all its parts."""
+    held: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        if entry.document_id in documents:
+            held[entry.document_id] = held.get(entry.document_id, frozenset()) | entry.words
+    return held.values()
 
 
 def _nearest(snapshot: _Snapshot, vector: Vectors, visible: npt.NDArray[np.bool_]) -> dict[int, float]:
@@ -236,36 +310,7 @@ def _nearest(snapshot: _Snapshot, vector: Vectors, visible: npt.NDArray[np.bool_
     return best
 
 
-class _WordWeights:
-    """How much each word tells, for one query over `documents` documents."""
-
-    def __init__(self, query_words: Collection[str], frequency: Counter[str], documents: int) -> None:
-        self._frequency = frequency
-        self._documents = documents
-        self._known: dict[str, float] = {}
-        self.query = {word: self.weight(word) for word in query_words}
-        self.total = sum(self.query.values())
-
-    def weight(self, word: str) -> float:
-        # A word that no document holds weighs most: a name in the query that is unknown here speaks against all.
-        weight = self._known.get(word)
-        if weight is None:
-            weight = self._known[word] = math.log1p(self._documents / (self._frequency.get(word) or 0.5))
-        return weight
-
-    def tells_apart(self, word: str) -> bool:
-        return self._documents < 3 or 2 * self._frequency.get(word, 0) <= self._documents
-
-
-def _score(entry: AdapterEntry, similarity: float, weights: _WordWeights) -> Scored:
-    shared = sum(weight for word, weight in weights.query.items() if word in entry.words)
-    word_share = shared / weights.total if weights.total else 0.0
-    unsaid, named = 0.0, 0.0
-    for word in entry.heading_words:
-        if weights.tells_apart(word):
-            weight = weights.weight(word)
-            named += weight
-            unsaid += 0.0 if word in weights.query else weight
-    penalty = HEADING_WEIGHT * unsaid / named if named else 0.0
-    score = (1 - WORD_WEIGHT) * similarity + WORD_WEIGHT * word_share
-    return Scored(entry, score, similarity, word_share, score - WORD_WEIGHT * penalty)
+def _score(entry: AdapterEntry, similarity: float, weights: WordWeights) -> Scored:
+    word_share = weights.share(entry.words)
+    score = relevance(similarity, word_share)
+    return Scored(entry, score, similarity, word_share, rank(score, weights.unsaid(entry.heading_words)))

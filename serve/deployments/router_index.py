@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from router.embed import Encoder
-from router.index import AdapterEntry, TenantIndex
+from router.index import AdapterEntry, State, TenantIndex
 from serve.registry import Registry
 from serve.registry.records import RoutableAdapter
 
@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 MAX_TENANTS = 1000
 _CHANGES_AT_ONCE = 1000
-_ADAPTERS_AT_ONCE = 500  # databases bound the number of parameters of a query
 
 
 @dataclass
@@ -68,45 +67,54 @@ class TenantIndexes:
         tenant_id, seq = followed.index.tenant_id, followed.seq
         touched: dict[str, None] = {}
         while changes := self._registry.changes_since(tenant_id, seq, _CHANGES_AT_ONCE):
-            for change in changes:
-                touched.update(dict.fromkeys(change.retired_adapter_ids))
-                if change.adapter_id is not None:
-                    touched[change.adapter_id] = None
+            touched.update((change.document_id, None) for change in changes)
             seq = changes[-1].seq
-        # What was touched is read anew as it is now: a stale adapter stays in as unavailable, a retired one drops out.
-        names = list(touched)
-        adapters: list[RoutableAdapter] = []
-        for start in range(0, len(names), _ADAPTERS_AT_ONCE):
-            adapters += self._registry.routable(tenant_id, names[start : start + _ADAPTERS_AT_ONCE])
-        followed.index.update(self._entries(adapters), remove=names)
+        # What was touched is read anew as it is now, all parts of it: a stale adapter stays in but may not answer, a
+        # retired one drops out, and no search sees parts of two versions.
+        documents = list(touched)
+        adapters = self._registry.routable(tenant_id, document_ids=documents)
+        followed.index.update(self._entries(adapters), documents=documents)
         followed.seq = seq
 
-    def _entries(self, adapters: Iterable[RoutableAdapter]) -> Sequence[AdapterEntry]:
-        return [entry for adapter in adapters if (entry := self._entry(adapter)) is not None]
+    def _entries(self, adapters: Iterable[RoutableAdapter]) -> list[AdapterEntry]:
+        """Entries of those adapters that take part in routing."""
+        texts: dict[tuple[str, int], str] = {}
+        entries = []
+        for adapter in adapters:
+            if not self._is_routed(adapter):
+                continue
+            version = (adapter.document_id, adapter.version)
+            if version not in texts:  # once for all parts
+                texts[version] = self._text(adapter)
+            entries.append(_entry(adapter, texts[version]))
+        return entries
 
-    def _entry(self, adapter: RoutableAdapter) -> AdapterEntry | None:
-        """None for an adapter that routing must leave out."""
-        if adapter.state not in ("ready", "stale"):
-            return None
+    def _is_routed(self, adapter: RoutableAdapter) -> bool:
+        if adapter.state not in tuple(State):
+            return False
         if (adapter.encoder, adapter.encoder_version) != (self._encoder.id, self._encoder.version):
             # Vectors of different encoders cannot be compared.
             logger.warning("%s has centroids of another encoder and is not routed to", adapter.adapter_id)
-            return None
-        return AdapterEntry.of_document(
-            adapter_id=adapter.adapter_id,
-            tenant_id=adapter.tenant_id,
-            document_id=adapter.document_id,
-            title=adapter.document_title,
-            text=self._text(adapter),
-            centroids=adapter.centroids,
-            collection_id=adapter.collection_id,
-            available=adapter.state == "ready",
-        )
+            return False
+        return True
 
     def _text(self, adapter: RoutableAdapter) -> str:
         """The text that the adapter was made from; empty when it was deleted meanwhile."""
-        stored = self._registry.get_adapter(adapter.tenant_id, adapter.adapter_id)
-        if stored is None:
-            return ""
-        version = self._registry.get_version(adapter.tenant_id, adapter.document_id, stored.version)
+        version = self._registry.get_version(adapter.tenant_id, adapter.document_id, adapter.version)
         return version.text if version else ""
+
+
+def _entry(adapter: RoutableAdapter, text: str) -> AdapterEntry:
+    return AdapterEntry.of_document(
+        adapter_id=adapter.adapter_id,
+        tenant_id=adapter.tenant_id,
+        document_id=adapter.document_id,
+        title=adapter.document_title,
+        text=text,
+        centroids=adapter.centroids,
+        collection_id=adapter.collection_id,
+        state=State(adapter.state),
+        spans=adapter.spans,
+        part=adapter.part,
+        parts=adapter.parts,
+    )

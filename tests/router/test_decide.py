@@ -7,15 +7,19 @@ import math
 import numpy as np
 import pytest
 
-from router.decide import MAX_LISTED, Reason, RouterSettings, abstain, decide, pin
-from router.index import AdapterEntry, Scored
+from router.decide import MAX_LISTED, Reason, RouterSettings, abstain, decide, decide_part, pin
+from router.index import AdapterEntry, Scored, State
 
 SETTINGS = RouterSettings(threshold=0.4)
 
 
-def scored(name: str, score: float, available: bool = True, rank: float | None = None) -> Scored:
+def scored(
+    name: str, score: float, state: State = State.READY, rank: float | None = None, part: int = 0, parts: int = 1
+) -> Scored:
     vector = np.ones((1, 2), dtype=np.float32)
-    entry = AdapterEntry.of_document(name, "ten_a", f"doc_{name}", name.title(), "", vector, available=available)
+    entry = AdapterEntry.of_document(
+        name, "ten_a", f"doc_{name}", name.title(), "", vector, state=state, part=part, parts=parts
+    )
     return Scored(entry, score, score, 0.5, score if rank is None else rank)
 
 
@@ -57,9 +61,35 @@ def test_near_ties_are_ambiguous_where_a_margin_is_asked_for() -> None:
 
 
 def test_the_right_but_stale_adapter_is_not_replaced_by_the_next_best() -> None:
-    decision = decide([scored("a", 0.7, available=False), scored("b", 0.6)], SETTINGS)
+    decision = decide([scored("a", 0.7, state=State.STALE), scored("b", 0.6)], SETTINGS)
     assert decision.adapter_id is None and decision.reason is Reason.STALE
-    assert decide([scored("b", 0.6), scored("a", 0.5, available=False)], SETTINGS).adapter_id == "b"
+    assert decide([scored("b", 0.6), scored("a", 0.5, state=State.STALE)], SETTINGS).adapter_id == "b"
+
+
+def test_the_right_but_degraded_adapter_is_used_only_if_the_settings_say_so() -> None:
+    results = [scored("a", 0.7, state=State.DEGRADED, part=2, parts=3), scored("b", 0.6)]
+    decision = decide(results, SETTINGS)
+    assert (decision.adapter_id, decision.reason) == (None, Reason.DEGRADED)
+    assert decision.part is None and decision.parts is None and not decision.degraded
+    assert [(c.state, c.part, c.parts) for c in decision.candidates] == [("degraded", 2, 3), ("ready", 0, 1)]
+    told = decide(results, RouterSettings(0.4, use_degraded=True))
+    assert (told.adapter_id, told.reason, told.part, told.parts, told.degraded) == ("a", Reason.MATCHED, 2, 3, True)
+    assert decide([scored("b", 0.6), scored("a", 0.5, state=State.DEGRADED)], SETTINGS).adapter_id == "b"
+    # What is not about the document at all says so first.
+    assert decide([scored("a", 0.1, state=State.DEGRADED)], SETTINGS).reason is Reason.BELOW_THRESHOLD
+    stale = [scored("a", 0.7, state=State.STALE)]
+    assert decide(stale, RouterSettings(0.4, use_degraded=True)).reason is Reason.STALE
+
+
+@pytest.mark.parametrize("state", State)
+def test_of_a_named_document_the_best_part_answers_whatever_its_score_and_state(state: State) -> None:
+    results = [scored("a", 0.05, state=state, part=4, parts=9), scored("b", 0.04, part=1, parts=9)]
+    decision = decide_part(results, RouterSettings(0.4, min_margin=0.2))
+    assert (decision.adapter_id, decision.reason, decision.part, decision.parts) == ("a", Reason.PINNED, 4, 9)
+    assert decision.score == 0.05 and decision.margin is None
+    assert decision.degraded == (state is State.DEGRADED)
+    assert [c.part for c in decision.candidates] == [4, 1]
+    assert decide_part([], SETTINGS).reason is Reason.NO_CANDIDATES
 
 
 def test_nothing_found() -> None:
@@ -73,6 +103,7 @@ def test_without_search() -> None:
     assert abstain(Reason.BASE_REQUESTED, SETTINGS).adapter_id is None
     pinned = pin("adp_1", "doc_1", SETTINGS)
     assert (pinned.adapter_id, pinned.document_id, pinned.reason) == ("adp_1", "doc_1", Reason.PINNED)
+    assert (pinned.part, pinned.parts, pinned.degraded) == (0, 1, False)
 
 
 def test_few_candidates_are_listed() -> None:

@@ -24,8 +24,9 @@ def axis(*values: float) -> np.ndarray:
 
 
 def entry(name: str, *rows: np.ndarray, text: str = "", title: str = "", **fields: Any) -> AdapterEntry:
+    document_id = fields.pop("document_id", f"doc_{name}")
     return AdapterEntry.of_document(
-        name, fields.pop("tenant_id", "ten_a"), f"doc_{name}", title, text, np.stack(rows), **fields
+        name, fields.pop("tenant_id", "ten_a"), document_id, title, text, np.stack(rows), **fields
     )
 
 
@@ -167,6 +168,102 @@ def test_what_is_outside_the_scope_does_not_influence_scores() -> None:
         return [(r.entry.adapter_id, r.score, r.rank) for r in index.search(X, query, scope, limit=9)]
 
     assert scores(index_of(*mine, *outside), Scope("col")) == scores(index_of(*mine), None)
+
+
+CORVO_MANUAL = "The corvo weighs 3 kg. The corvo runs on kerosene. The corvo sleeps in a crate."
+
+
+def parts_of(name: str, text: str, rows: list[np.ndarray], title: str = "", **fields: Any) -> list[AdapterEntry]:
+    """A document with a part for each sentence."""
+    ends = [i + 1 for i, mark in enumerate(text) if mark == "."]
+    spans = list(zip([0, *ends], ends, strict=False))
+    assert len(spans) == len(rows)
+    return [
+        entry(f"{name}{i}", row, text=text, title=title, document_id=f"doc_{name}", spans=[span], part=i,
+              parts=len(spans), **fields)
+        for i, (span, row) in enumerate(zip(spans, rows, strict=True))
+    ]
+
+
+def test_a_part_has_the_words_of_its_own_spans_and_the_heading_of_its_document() -> None:
+    text = "# Corvo manual\n\nIt weighs 3 kg. It runs on kerosene. It sleeps in a crate."
+    spans = [(text.index("It runs"), text.index(" It sleeps")), (text.index("crate"), len(text))]
+    part = entry("a", X, text=text, spans=spans, part=1, parts=2)
+    assert part.words == words("It runs on kerosene. crate.")
+    assert part.heading_words == words("Corvo manual")
+    titled = entry("a", X, text=text, title="Corvo guide", spans=spans)
+    assert titled.words == part.words | words("Corvo guide")
+    assert titled.heading_words == words("Corvo guide")
+    assert entry("a", X, text=text).words == words(text)
+
+
+def test_a_document_counts_once_with_its_best_part() -> None:
+    index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), entry("b", W, text="lumen"))
+    results = index.search(Y, words("What does the corvo run on, kerosene?"))
+    assert [(r.entry.document_id, r.entry.part) for r in results] == [("doc_a", 1), ("doc_b", 0)]
+    # By words alone, where the vector says nothing.
+    assert index.search(axis(1, 1, 1), words("Where is the crate?"))[0].entry.part == 2
+    # Five parts of one document must not push all others out.
+    many = [entry(f"m{i}", X, text="corvo", document_id="doc_m", part=i, parts=20) for i in range(20)]
+    index.update(many)
+    assert {r.entry.document_id for r in index.search(X, {"corvo"}, limit=3)} == {"doc_a", "doc_b", "doc_m"}
+
+
+def test_a_name_that_all_parts_share_does_not_pass_for_a_common_word() -> None:
+    """Nine of twelve adapters hold "corvo", but only one of four documents."""
+    sentences = " ".join(f"The corvo has part {i}." for i in range(9))
+    index = index_of(
+        *parts_of("corvo", sentences, [X] * 9, title="Corvo manual"),
+        *(entry(name, X, title=f"{name} manual", text=f"The {name} has part 3.")
+          for name in ("aster", "lumen", "heron")),
+    )
+    alone = index_of(
+        *(entry(name, X, title=f"{name} manual", text=f"The {name} has part 3.")
+          for name in ("corvo", "aster", "lumen", "heron")),
+    )
+    query = words("Which part has the corvo?")
+    best, second = index.search(X, query, limit=2)
+    assert best.entry.document_id == "doc_corvo"
+    expected, other = alone.search(X, query, limit=2)
+    assert best.score == pytest.approx(expected.score) and best.rank == pytest.approx(expected.rank)
+    assert best.rank - second.rank == pytest.approx(expected.rank - other.rank)
+
+
+def test_parts_of_a_named_document() -> None:
+    index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), *parts_of("b", CORVO_MANUAL, [X, X, X]))
+    query = words("Where does the corvo sleep, in a crate?")
+    assert names(index.search_parts("doc_a", Z, query)) == ["a2", "a0", "a1"]
+    assert {r.entry.document_id for r in index.search_parts("doc_a", Z, query, limit=9)} == {"doc_a"}
+    assert len(index.search_parts("doc_a", Z, query, limit=2)) == 2
+    assert index.search_parts("doc_absent", Z, query) == []
+    assert [e.adapter_id for e in index.parts("doc_b")] == ["b0", "b1", "b2"] and index.parts("doc_absent") == []
+    with pytest.raises(ValueError, match="finite numbers"):
+        index.search_parts("doc_a", np.ones(3, dtype=np.float32), query)
+
+
+def test_all_parts_of_a_document_are_replaced_at_once() -> None:
+    index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), entry("b", W, text="lumen"))
+    new = [entry("new", X, text="The corvo weighs 4 kg.", document_id="doc_a")]
+    index.update(new, documents=["doc_a", "doc_never_there"])
+    assert sorted(names(index.search(X, ()))) == ["b", "new"] and len(index) == 2
+    fresh = index_of(entry("b", W, text="lumen"), *new)
+    query = words("kerosene corvo 4 lumen")
+    assert [(r.entry.adapter_id, r.score) for r in index.search(X, query)] == [
+        (r.entry.adapter_id, r.score) for r in fresh.search(X, query)
+    ]
+    index.update(documents=["doc_a"])
+    assert names(index.search(X, ())) == ["b"]
+
+
+def test_a_part_that_goes_leaves_the_words_that_other_parts_hold() -> None:
+    index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), entry("b", W, text="lumen"))
+    index.remove("a1")
+    left = [one for one in parts_of("a", CORVO_MANUAL, [X, Y, Z]) if one.adapter_id != "a1"]
+    fresh = index_of(*left, entry("b", W, text="lumen"))
+    query = words("kerosene corvo lumen crate")
+    assert [(r.entry.adapter_id, r.score) for r in index.search(X, query)] == [
+        (r.entry.adapter_id, r.score) for r in fresh.search(X, query)
+    ]
 
 
 def test_searches_see_whole_changes_only() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,16 @@ CORVO = ("Norvia Corvo data sheet", "The Norvia Corvo weighs 3 kg. It costs 40 e
 LUMEN = ("Norvia Lumen data sheet", "The Norvia Lumen weighs 5 kg. It costs 90 euros.")
 LEAVE = ("Leave policy of Harrow Ltd", "Staff of Harrow Ltd get 28 days of annual leave.")
 QUESTION = "How heavy is the Norvia Corvo?"
+MANUAL = (
+    "The Norvia Corvo weighs 3 kg and is 40 cm wide. ",
+    "Clean the burner of the Norvia Corvo with a soft brush every month. ",
+    "The warranty of the Norvia Corvo ends after five years. ",
+)
+MANUAL_QUESTIONS = (
+    QUESTION,
+    "How do I clean the burner of the Norvia Corvo?",
+    "When does the warranty of the Norvia Corvo end?",
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +72,26 @@ class Publisher:
         self, tenant_id: str, document: tuple[str, str], state: str = "ready", encoder: str = "", **post: Any
     ) -> tuple[str, str]:
         """(adapter ID, document ID)"""
-        posted = self.registry.post_document(tenant_id, *document, **post)
-        self.registry.lease_jobs("maker", 1000, 60.0)
-        adapter = new_adapter(state=state)
         title, text = document
-        matrix = document_centroids(self.encoder, title, [text], 4)
-        centroids = NewCentroids(encoder or self.encoder.id, self.encoder.version, matrix)
-        self.registry.publish(posted.job.id, "maker", adapter, centroids)
+        (adapter_id,), document_id = self.parts(tenant_id, title, [text], [state], encoder, **post)
+        return adapter_id, document_id
+
+    def parts(
+        self, tenant_id: str, title: str, texts: Sequence[str], states: Sequence[str], encoder: str = "", **post: Any
+    ) -> tuple[list[str], str]:
+        """A document of several parts: (adapter IDs in order, document ID)"""
+        posted = self.registry.post_document(tenant_id, title, "".join(texts), **post)
+        self.registry.lease_jobs("maker", 1000, 60.0)
+        made, start = [], 0
+        for part, (text, state) in enumerate(zip(texts, states, strict=True)):
+            chunks = {"chunks": [{"index": 0, "start": start, "end": start + len(text), "tokens": 9}]}
+            start += len(text)
+            adapter = new_adapter(state=state, part=part, parts=len(texts), manifest=chunks)
+            matrix = document_centroids(self.encoder, title, [text], 4)
+            made.append((adapter, NewCentroids(encoder or self.encoder.id, self.encoder.version, matrix)))
+        self.registry.publish(posted.job.id, "maker", made)
         self.registry.release_leases("maker")
-        return adapter.id, posted.document.id
+        return [adapter.id for adapter, _ in made], posted.document.id
 
 
 @pytest.fixture
@@ -178,7 +199,6 @@ async def test_many_changes_are_read_in_pages(
     deployment: RouterDeployment, tenant: str, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router_index, "_CHANGES_AT_ONCE", 2)
-    monkeypatch.setattr(router_index, "_ADAPTERS_AT_ONCE", 3)
     await ask(deployment, tenant)
     adapters = [publish(tenant, (f"Sheet {i}", f"Product {name} weighs {i} kg."))[0]
                 for i, name in enumerate(["Aster", "Borea", "Corvo", "Delfin", "Estrel"])]
@@ -217,12 +237,86 @@ async def test_stale_adapters_make_the_router_abstain(
     assert (decision["adapter_id"], decision["reason"]) == (None, "stale")
 
 
-async def test_degraded_and_foreign_adapters_are_left_out(
+async def test_foreign_adapters_are_left_out(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
+    publish(tenant, CORVO, encoder="another")
+    assert (await ask(deployment, tenant))["reason"] == "no_candidates"
+
+
+async def test_degraded_adapters_make_the_router_abstain_unless_told_to(
+    deployment: RouterDeployment, tenant: str, publish: Publisher, tmp_path: Path
+) -> None:
+    corvo, document = publish(tenant, CORVO, state="degraded")
+    lumen, _ = publish(tenant, LUMEN)
+    decision = await ask(deployment, tenant)
+    assert (decision["adapter_id"], decision["reason"], decision["degraded"]) == (None, "degraded", False)
+    assert [(c["adapter_id"], c["state"]) for c in decision["candidates"]] == [(corvo, "degraded"), (lumen, "ready")]
+    assert (await ask(deployment, tenant, "What does the Norvia Lumen cost?"))["adapter_id"] == lumen
+    told = RouterDeployment(ImprintConfig(data_dir=tmp_path, router={"use_degraded": True}))
+    decision = await ask(told, tenant)
+    assert (decision["adapter_id"], decision["reason"], decision["degraded"]) == (corvo, "matched", True)
+    # Who names it gets it.
+    for fields in ({"adapter_id": corvo}, {"document_id": document}):
+        decision = await ask(deployment, tenant, **fields)
+        assert (decision["adapter_id"], decision["reason"], decision["degraded"]) == (corvo, "pinned", True)
+
+
+async def test_the_part_that_a_question_is_about_answers(
     deployment: RouterDeployment, tenant: str, publish: Publisher
 ) -> None:
-    publish(tenant, CORVO, state="degraded")
-    publish(tenant, (CORVO[0], CORVO[1] + " "), encoder="another")
-    assert (await ask(deployment, tenant))["reason"] == "no_candidates"
+    await ask(deployment, tenant)  # so that what follows comes in as changes
+    adapters, document = publish.parts(tenant, "Norvia Corvo manual", MANUAL, ["ready"] * 3)
+    lumen, _ = publish(tenant, LUMEN)
+    for part, question in enumerate(MANUAL_QUESTIONS):
+        decision = await ask(deployment, tenant, question)
+        assert (decision["adapter_id"], decision["reason"]) == (adapters[part], "matched")
+        assert (decision["document_id"], decision["part"], decision["parts"]) == (document, part, 3)
+        # Parts are no rivals: each document is a candidate once, and the margin is the lead over the next document.
+        first, second = decision["candidates"]
+        assert (first["document_id"], first["part"], second["adapter_id"]) == (document, part, lumen)
+        assert decision["margin"] == pytest.approx(first["rank"] - second["rank"])
+
+
+async def test_only_the_degraded_part_of_a_document_abstains(
+    deployment: RouterDeployment, tenant: str, publish: Publisher
+) -> None:
+    adapters, _ = publish.parts(tenant, "Norvia Corvo manual", MANUAL, ["ready", "degraded", "ready"])
+    decisions = [await ask(deployment, tenant, question) for question in MANUAL_QUESTIONS]
+    assert [d["adapter_id"] for d in decisions] == [adapters[0], None, adapters[2]]
+    assert [d["reason"] for d in decisions] == ["matched", "degraded", "matched"]
+
+
+async def test_a_named_document_answers_with_its_best_part(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    adapters, document = publish.parts(tenant, "Norvia Corvo manual", MANUAL, ["ready", "degraded", "ready"])
+    publish(tenant, LUMEN)
+    for part, question in enumerate(MANUAL_QUESTIONS):
+        decision = await ask(deployment, tenant, question, document_id=document)
+        assert (decision["adapter_id"], decision["reason"]) == (adapters[part], "pinned")
+        assert decision["degraded"] == (part == 1) and decision["margin"] is None
+        assert {c["document_id"] for c in decision["candidates"]} == {document} and len(decision["candidates"]) == 3
+    # Whatever the score, and without any text to compare.
+    decision = await ask(deployment, tenant, "What is 12 times 9?", document_id=document)
+    assert decision["adapter_id"] in adapters and decision["score"] < decision["threshold"]
+    decision = await ask(deployment, tenant, " ", document_id=document)
+    assert (decision["adapter_id"], decision["part"], decision["score"]) == (adapters[0], 0, None)
+    for text in (QUESTION, " "):
+        assert (await ask(deployment, tenant, text, document_id="doc_absent"))["reason"] == "no_candidates"
+        other = registry.create_tenant(f"globex{len(text)}").id
+        assert (await ask(deployment, other, text, document_id=document))["adapter_id"] is None
+
+
+async def test_parts_of_two_versions_are_never_mixed(
+    deployment: RouterDeployment, tenant: str, publish: Publisher
+) -> None:
+    old, document = publish.parts(tenant, "Norvia Corvo manual", MANUAL, ["ready"] * 3)
+    assert (await ask(deployment, tenant))["adapter_id"] == old[0]
+    new, _ = publish.parts(tenant, "Norvia Corvo manual", MANUAL[:2], ["ready"] * 2, document_id=document)
+    for question in MANUAL_QUESTIONS:
+        decision = await ask(deployment, tenant, question, document_id=document)
+        assert sorted(c["adapter_id"] for c in decision["candidates"]) == sorted(new)
+    publish(tenant, CORVO, document_id=document)
+    assert len((await ask(deployment, tenant, document_id=document))["candidates"]) == 1
 
 
 async def test_requests_while_documents_come_in(
