@@ -1,19 +1,32 @@
-"""Documents as the hypernetwork reads them: checked, and cut into chunks of bounded token length."""
+"""Documents as the hypernetwork reads them: checked, and cut into chunks of bounded token length.
+
+Cuts follow the text's structure: sections, then paragraphs, list items, table rows and lines of code, then sentences,
+and words only where nothing else is left. A chunk is headed by what a reader of it alone would miss: the document's
+title, the headings above it, and the header row of a table that it continues.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+from hypernet.blocks import Block, parse
 
 _BREAK = re.compile(r"\n\s*\n|\n|(?<=[.!?])\s+")
 _CHARACTERS_PER_TOKEN = 16  # more than any real text has on average; a span longer than that is cut uncounted
 _FINER = (1, 4, 16)  # divisors of a chunk's room, tried in turn as the bound of one uncut sentence or line
+_MOST_PARSED = 400_000  # characters; the structure of a longer text is not looked for, since odd ones take long
+_WHOLE = 2  # lists and tables of up to so many times the target length stay in one chunk
 
 
 class DocumentError(ValueError):
     """The document cannot become an adapter; the message says why and what is allowed."""
+
+
+class DocumentTooLong(DocumentError):
+    """The document's text has more tokens than the adapters of one document can hold."""
 
 
 class TokenCounter(Protocol):
@@ -33,23 +46,36 @@ class DocumentText:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a document: `text` as the hypernetwork reads it (the title before it), and the span
-    `start:end` of the document's text, in characters, that it covers."""
+    """A part of a document: `text` as the hypernetwork reads it (title, headings and the like before it), and the
+    span `start:end` of the document's text, in characters, that it covers."""
 
     text: str
     start: int
     end: int
 
 
-def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Spans of sentences and lines that together cover the text."""
-    start = 0
-    for match in _BREAK.finditer(text):
+@dataclass(frozen=True)
+class _Unit:
+    """What is not cut any further: a span and its tokens; what goes before it where a chunk begins with it, and the
+    tokens of that; whether a section begins here."""
+
+    start: int
+    end: int
+    tokens: int
+    lead: str = ""
+    lead_tokens: int = 0
+    section: bool = False
+
+
+def _pieces(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Spans of sentences and lines that together cover `first:last` of the text."""
+    start = first
+    for match in _BREAK.finditer(text, first, last):
         if text[start:match.end()].strip():
             yield start, match.end()
         start = match.end()
-    if text[start:].strip():
-        yield start, len(text)
+    if text[start:last].strip():
+        yield start, last
 
 
 def _split_long(text: str, start: int, end: int, tokenizer: TokenCounter,
@@ -69,34 +95,122 @@ def _split_long(text: str, start: int, end: int, tokenizer: TokenCounter,
     yield from _split_long(text, cut, end, tokenizer, limit)
 
 
-def _measure(text: str, tokenizer: TokenCounter, limit: int,
-             most: int | None) -> tuple[list[tuple[int, int]], list[int]]:
-    """Spans of at most `limit` tokens that cover the text, and their lengths in tokens.
+class _Cutter:
+    """Cuts one text into units, of which none has more than `room` tokens together with what goes before it.
 
-    Raises DocumentError as soon as they add up to more than `most`, without reading the rest.
+    Paragraphs of up to `target` tokens, lists and tables of up to a few times that, and any code that has room stay
+    whole.
     """
-    spans: list[tuple[int, int]] = []
-    lengths: list[int] = []
-    total = 0
-    for first, last in _pieces(text):
-        for start, end, tokens in _split_long(text, first, last, tokenizer, limit):
-            spans.append((start, end))
-            lengths.append(tokens)
-            total += tokens
-            if most is not None and total > most:
-                raise DocumentError(f"text: is too long: counted by sentences it has more than {most} tokens, the most "
-                                    "that fit one adapter of this base")
-    return spans, lengths
+
+    def __init__(self, document: DocumentText, tokenizer: TokenCounter, target: int, room: int) -> None:
+        self._title = document.title.strip()
+        self._text = document.text
+        self._tokenizer = tokenizer
+        self._room = room
+        paragraph, whole = min(target, room), min(_WHOLE * target, room)
+        self._most = {"paragraph": paragraph, "heading": paragraph, "item": paragraph, "rule": paragraph,
+                      "row": paragraph, "quote": whole, "list": whole, "table": whole, "code": room}
+        self._most_lead = target // 2
+
+    def plain(self, limit: int) -> Iterator[_Unit]:
+        """Sentences and lines, whatever the structure, in pieces of at most `limit` tokens."""
+        for first, last in _pieces(self._text, 0, len(self._text)):
+            for span in _split_long(self._text, first, last, self._tokenizer, limit):
+                yield _Unit(*span)
+
+    def structured(self) -> Iterator[_Unit]:
+        """Blocks that fit, and their parts, each led by the headings above it."""
+        path: list[tuple[int, str]] = []
+        heading_start: int | None = None  # of headings that wait for the text below them
+        lead = above = ""
+        for block in parse(self._text):
+            if block.kind == "heading":
+                path = [(level, text) for level, text in path if level < block.level]
+                if heading_start is None:
+                    heading_start, above = block.start, self._lead(path)
+                path.append((block.level, block.heading))
+                lead = self._lead(path)
+                last = block
+                continue
+            units = self._of(block, lead, self._count(lead))
+            if heading_start is not None:
+                yield from self._headed(heading_start, above, block, next(units))
+                heading_start = None
+            yield from units
+        if heading_start is not None:
+            # Headings with nothing below them.
+            whole = Block("heading", heading_start, last.end)
+            yield from self._of(whole, above, self._count(above))
+
+    def _headed(self, start: int, above: str, block: Block, first: _Unit) -> Iterator[_Unit]:
+        """Headings from `start` on with the first unit of the block below them, in one where that has room."""
+        above_tokens = self._count(above)
+        tokens = self._count(self._text[start:first.end]) if self._near(start, first.end) else self._room + 1
+        if tokens + above_tokens <= self._room:
+            yield _Unit(start, first.end, tokens, above, above_tokens, section=True)
+            return
+        headings = self._of(Block("heading", start, block.start), above, above_tokens)
+        yield replace(next(headings), section=True)
+        yield from headings
+        yield first
+
+    def _of(self, block: Block, lead: str, lead_tokens: int) -> Iterator[_Unit]:
+        """The block as one unit where it may stay whole, else its parts."""
+        room = max(1, self._room - lead_tokens)
+        most = min(self._most[block.kind], room)
+        if self._near(block.start, block.end):
+            tokens = self._count(self._text[block.start:block.end])
+            if tokens <= most:
+                yield _Unit(block.start, block.end, tokens, lead, lead_tokens)
+                return
+        if block.kind == "table":
+            yield from self._rows(block, lead, lead_tokens)
+        elif block.inner:
+            for inner in block.inner:
+                yield from self._of(inner, lead, lead_tokens)
+        else:
+            for first, last in _pieces(self._text, block.start, block.end):
+                for span in _split_long(self._text, first, last, self._tokenizer, room):
+                    yield _Unit(*span, lead, lead_tokens)
+
+    def _rows(self, table: Block, lead: str, lead_tokens: int) -> Iterator[_Unit]:
+        """Rows; all but the first, which stands below the header as it is, are led by a copy of the header."""
+        header = f"{table.header}\n"
+        header_tokens = self._count(header)
+        repeated = (lead + header, lead_tokens + header_tokens)
+        if header_tokens > min(self._most["table"], self._room - lead_tokens) // 2:
+            repeated = (lead, lead_tokens)
+        for i, row in enumerate(table.inner):
+            yield from self._of(row, *(repeated if i else (lead, lead_tokens)))
+
+    def _lead(self, path: Sequence[tuple[int, str]]) -> str:
+        """The headings as lines, the nearest last, with as many of the outer ones as have a place; without the title,
+        which stands there anyway."""
+        lines = [text for _, text in path if text and text.casefold() != self._title.casefold()]
+        while lines:
+            lead = "\n".join(lines) + "\n\n"
+            if len(lead) <= self._most_lead * _CHARACTERS_PER_TOKEN and self._count(lead) <= self._most_lead:
+                return lead
+            del lines[0]
+        return ""
+
+    def _near(self, start: int, end: int) -> bool:
+        """Whether a span could fit at all; what cannot is not counted."""
+        return end - start <= self._room * _CHARACTERS_PER_TOKEN
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False)) if text else 0
 
 
 def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_tokens: int, max_tokens: int,
                    max_chunks: int) -> list[Chunk]:
-    """Cut at sentence and line ends into even chunks of about `target_tokens`, each headed by the title.
+    """Cut along the structure into even chunks of about `target_tokens`, each headed by the title and its headings.
 
     No chunk is above `max_tokens`; where that would give more than `max_chunks`, chunks grow, and where that is still
-    not enough, sentences are cut at spaces. Nothing is dropped. A text that is far too long is read only as far as it
-    takes to know that. Raises DocumentError where the text is empty or does not fit `max_chunks` chunks of
-    `max_tokens`.
+    not enough, structure gives way to sentences, and sentences are cut at spaces. Nothing of the text is dropped; a
+    title of more than `target_tokens` is left out. A text that is far too long is read only as far as it takes to know
+    that. Raises DocumentError where the text is empty or the title too long, and DocumentTooLong where the text does
+    not fit `max_chunks` chunks of `max_tokens`.
     """
     text = document.text
     if not text.strip():
@@ -105,37 +219,63 @@ def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_token
     head_tokens = len(tokenizer.encode(head, add_special_tokens=False))
     if head_tokens > max_tokens // 2:
         raise DocumentError(f"title: has {head_tokens} tokens; at most {max_tokens // 2} are allowed")
+    if head_tokens > target_tokens:
+        # A whole sentence rather than a name, such as the first line of a text without a title: it stands in the text.
+        head, head_tokens = "", 0
     room = max_tokens - head_tokens
-    for divisor in _FINER:
+    target = max(target_tokens - head_tokens, target_tokens // 2)
+    cutter = _Cutter(document, tokenizer, target, room)
+    ways = [cutter.plain(max(1, room // divisor)) for divisor in _FINER]
+    if len(text) <= min(room * max_chunks * _CHARACTERS_PER_TOKEN, _MOST_PARSED):
+        # Structure shows only in the whole text, so it is looked for where the text may fit.
+        ways.insert(0, cutter.structured())
+    for i, way in enumerate(ways):
         # Finer cuts cost tokens of their own, so only the first, coarsest count says whether the text is too long.
-        spans, lengths = _measure(text, tokenizer, max(1, room // divisor), room * max_chunks if divisor == 1 else None)
-        total = sum(lengths)
-        count = min(max(1, round(total / max(target_tokens - head_tokens, target_tokens // 2))), max_chunks)
-        groups = _fill(lengths, min(room, -(-total // count)), room, max_chunks)
+        units = _bounded(way, room, max_chunks) if i == 0 else list(way)
+        total = sum(unit.tokens for unit in units)
+        count = min(max(1, round(total / target)), max_chunks)
+        groups = _fill(units, min(room, -(-total // count)), room, max_chunks, by_section=count > 1)
         if groups is not None:
             break
     else:
-        raise DocumentError(f"text: is too long: its {total} tokens, even cut between words, do not fit {max_chunks} "
-                            f"chunks of at most {room} tokens each")
+        raise DocumentTooLong(f"text: is too long: its {total} tokens, even cut between words, do not fit {max_chunks} "
+                              f"chunks of at most {room} tokens each")
     chunks = []
     for first, last in groups:
-        start, end = spans[first][0], spans[last][1]
-        chunks.append(Chunk(head + text[start:end].strip(), start, end))
+        start, end = units[first].start, units[last].end
+        chunks.append(Chunk(head + units[first].lead + text[start:end].strip(), start, end))
     return chunks
 
 
-def _fill(lengths: list[int], target: int, room: int, max_chunks: int) -> list[tuple[int, int]] | None:
-    """Consecutive pieces packed to `target` tokens, or to more where that takes too many chunks; None if impossible."""
+def _bounded(units: Iterator[_Unit], room: int, max_chunks: int) -> list[_Unit]:
+    """All units. Raises DocumentTooLong as soon as they have more tokens than all chunks, without reading the rest."""
+    found, total = [], 0
+    for unit in units:
+        found.append(unit)
+        total += unit.tokens
+        if total > room * max_chunks:
+            raise DocumentTooLong(f"text: is too long: it has more than {room * max_chunks} tokens, the most that fit "
+                                  f"{max_chunks} chunks of at most {room} tokens each")
+    return found
+
+
+def _fill(units: Sequence[_Unit], target: int, room: int, max_chunks: int,
+          by_section: bool) -> list[tuple[int, int]] | None:
+    """Consecutive units packed to `target` tokens, or to more where that takes too many chunks; None if impossible.
+
+    `by_section`: a chunk of half the target or more ends where a section begins.
+    """
     while True:
         groups: list[tuple[int, int]] = []
-        used, first = 0, 0
-        for i, length in enumerate(lengths):
-            # A piece joins where that brings the chunk nearer to the target than leaving it out.
-            if used and (used + length > room or used + length / 2 > target):
+        used, first = units[0].lead_tokens + units[0].tokens, 0
+        for i, unit in enumerate(units[1:], 1):
+            # A unit joins where that brings the chunk nearer to the target than leaving it out.
+            full = used + unit.tokens > room or used + unit.tokens / 2 > target
+            if full or (by_section and unit.section and 2 * used >= target):
                 groups.append((first, i - 1))
-                used, first = 0, i
-            used += length
-        groups.append((first, len(lengths) - 1))
+                used, first = unit.lead_tokens, i
+            used += unit.tokens
+        groups.append((first, len(units) - 1))
         if len(groups) <= max_chunks:
             return groups
         if target >= room:

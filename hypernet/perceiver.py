@@ -31,7 +31,8 @@ class Target:
 
 @dataclass(frozen=True)
 class HypernetConfig:
-    """The shape of a hypernetwork. `chunk_tokens` is how many tokens it reads best at once, `max_tokens` at most."""
+    """The shape of a hypernetwork. `chunk_tokens` is how many tokens it reads best at once, `max_tokens` at most;
+    `chunks_per_part` is how many chunks' adapters it is best to join in one, None: as many as the rank cap allows."""
 
     features: int
     layers: int
@@ -43,6 +44,7 @@ class HypernetConfig:
     perceiver_blocks: int = 2
     max_tokens: int = 512
     chunk_tokens: int = 96
+    chunks_per_part: int | None = None
     base_fingerprint: str = ""
 
     @staticmethod
@@ -133,7 +135,7 @@ class Hypernetwork(nn.Module):
 
     def forward(self, activations: Tensor, mask: Tensor) -> Factors:
         """`activations` `[B, T, F]` float32, `mask` `[B, T]` bool, true on tokens; T at most `max_tokens`."""
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, -1e9)[:, None, None, :].to(activations)
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -1e9)[:, None, None, :].to(activations)
         x = self.project(activations) + self.positions[:activations.size(1)]
         for block in self.reader:
             x = block(x, None, bias)

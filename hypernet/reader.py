@@ -23,13 +23,15 @@ class DocumentReader(Protocol):
     """A hypernetwork with its frozen base: chunks of documents in, adapters out. Not thread-safe.
 
     A chunk has about `chunk_tokens` tokens where a document is cut, and at most `max_tokens`, without the frame that
-    `frame` puts around it.
+    `frame` puts around it. `chunks_per_part` is how many chunks it is best to join in one adapter, None: as many as the
+    rank cap allows.
     """
 
     base: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     chunk_tokens: int
     max_tokens: int
+    chunks_per_part: int | None
 
     def rank(self, chunks: int) -> int:
         """The rank of an adapter that `join` makes of so many chunks."""
@@ -82,6 +84,7 @@ class NativeReader:
                                      f"the base in {base} is {base_fingerprint[:12]}")
         self.base, self.tokenizer = load_base(base)
         self.chunk_tokens = self.network.config.chunk_tokens
+        self.chunks_per_part = self.network.config.chunks_per_part
         # Two tokens belong to the frame around the text, and joining texts may add a few.
         self.max_tokens = self.network.config.max_tokens - 8
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from transformers import AutoConfig
 
 from hypernet.documents import DocumentError, DocumentText
 from hypernet.fingerprint import fingerprint_folder
-from hypernet.generate import CheckpointMismatch, HypernetGenerator
+from hypernet.generate import CheckpointMismatch, GeneratedAdapter, GeneratedDocument, HypernetGenerator
 from hypernet.lora import LoraAdapter, validate_folder
 from hypernet.reader import NativeReader
 from tests.hypernet.helpers import HIDDEN, INNER, LAYERS, deltas
@@ -25,7 +26,17 @@ LONG = DocumentText("Lamps", " ".join(f"Lamp {i} stands in room {i}0 and costs {
 
 @pytest.fixture(scope="module")
 def generator(pair: tuple[Path, Path]) -> HypernetGenerator:
-    return HypernetGenerator.load(pair[1], pair[0], max_rank=16, threads=1)
+    return HypernetGenerator.load(pair[1], pair[0], max_rank=16, max_parts=1, threads=1)
+
+
+def only(made: GeneratedDocument) -> GeneratedAdapter:
+    part, = made.parts
+    return part
+
+
+def generate(generator: HypernetGenerator, documents: list[DocumentText]) -> list[GeneratedAdapter]:
+    """Of documents of one part each."""
+    return [only(made) for made in generator.generate(documents)]
 
 
 def native(generator: HypernetGenerator) -> NativeReader:
@@ -40,7 +51,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def test_one_document(generator: HypernetGenerator, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    made, = generator.generate([SHORT])
+    made, = generate(generator, [SHORT])
     assert made.lora.rank == made.lora.alpha == 4
     assert len(made.lora.tensors) == 2 * LAYERS and made.lora.target_modules == ("down_proj", "q_proj")
     a, b = made.lora.tensors["model.layers.1.mlp.down_proj"]
@@ -59,12 +70,12 @@ def test_fingerprints(generator: HypernetGenerator, pair: tuple[Path, Path]) -> 
 
 
 def test_batch_does_not_matter(generator: HypernetGenerator, pair: tuple[Path, Path]) -> None:
-    together = generator.generate([SHORT, LONG, OTHER])
+    together = generate(generator, [SHORT, LONG, OTHER])
     assert len({len(made.chunks) for made in together}) > 1
-    single = HypernetGenerator.load(pair[1], pair[0], max_rank=16, batch_chunks=1)
+    single = HypernetGenerator.load(pair[1], pair[0], max_rank=16, batch_chunks=1, max_parts=1)
     for document, made in zip([SHORT, LONG, OTHER], together, strict=True):
-        assert_same(deltas(made.lora), deltas(generator.generate([document])[0].lora))
-        assert_same(deltas(made.lora), deltas(single.generate([document])[0].lora))
+        assert_same(deltas(made.lora), deltas(generate(generator, [document])[0].lora))
+        assert_same(deltas(made.lora), deltas(generate(single, [document])[0].lora))
     one, other = deltas(together[0].lora), deltas(together[2].lora)
     assert max(float((one[path] - other[path]).abs().max()) for path in one) > 1e-3
 
@@ -78,10 +89,10 @@ def test_a_pass_holds_few_tokens_or_one_chunk(generator: HypernetGenerator, monk
         return adapters(chunks)
 
     documents = [SHORT, OTHER, LONG, SHORT]
-    wanted = generator.generate(documents)
+    wanted = generate(generator, documents)
     monkeypatch.setattr(generator.reader, "adapters", count)
     monkeypatch.setattr("hypernet.generate.BATCH_TOKENS", 60)
-    found = generator.generate(documents)
+    found = generate(generator, documents)
     assert sum(number for number, _ in passes) == sum(len(made.chunks) for made in found)
     assert all(number == 1 or number * length <= 60 for number, length in passes)
     assert 1 < len(passes) < sum(number for number, _ in passes)
@@ -90,36 +101,94 @@ def test_a_pass_holds_few_tokens_or_one_chunk(generator: HypernetGenerator, monk
 
 
 def test_several_chunks_concatenate_ranks(generator: HypernetGenerator) -> None:
-    made, = generator.generate([LONG])
-    assert 1 < len(made.chunks) <= generator.max_chunks == 4
+    made, = generate(generator, [LONG])
+    assert 1 < len(made.chunks) <= generator.limits.all_chunks == 4
     assert made.lora.rank == 4 * len(made.chunks)
     assert [chunk.index for chunk in made.chunks] == list(range(len(made.chunks)))
-    parts = [DocumentText("", chunk.text) for chunk in generator.chunk(LONG)]
-    alone = generator.generate(parts)
+    parts = [DocumentText("", chunk.text) for plan in generator.plan(LONG) for chunk in plan]
+    alone = generate(generator, parts)
     assert all(len(part.chunks) == 1 for part in alone)
     updates = [deltas(part.lora) for part in alone]
-    assert_same(deltas(made.lora), {path: sum(update[path] for update in updates) for path in updates[0]})
+    assert_same(deltas(made.lora), {path: torch.stack([update[path] for update in updates]).sum(0)
+                                    for path in updates[0]})
 
 
 def test_all_chunks_fit_the_hypernetwork(generator: HypernetGenerator) -> None:
     words = DocumentText("Lamps", "lamp " * 60)
-    for made in generator.generate([LONG, words, DocumentText("x" * 30, "y" * 90)]):
+    for made in generate(generator, [LONG, words, DocumentText("x" * 30, "y" * 90)]):
         most = native(generator).network.config.max_tokens
         assert all(chunk.tokens <= most for chunk in made.chunks)
 
 
 def test_generating_twice_gives_the_same(generator: HypernetGenerator) -> None:
-    first, second = generator.generate([LONG])[0], generator.generate([LONG])[0]
+    first, second = (generate(generator, [LONG])[0] for _ in range(2))
     assert all(torch.equal(update, deltas(second.lora)[path]) for path, update in deltas(first.lora).items())
 
 
 def test_known_chunks_are_not_cut_again(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [LONG, SHORT]
-    plain, chunks = generator.generate(documents), [generator.chunk(document) for document in documents]
-    monkeypatch.delattr(HypernetGenerator, "chunk")
-    for one, other in zip(plain, generator.generate(documents, chunks), strict=True):
+    plain, plans = generate(generator, documents), [generator.plan(document) for document in documents]
+    monkeypatch.delattr(HypernetGenerator, "plan")
+    for one, other in zip(plain, map(only, generator.generate(documents, plans)), strict=True):
         assert_same(deltas(one.lora), deltas(other.lora))
         assert one.chunks == other.chunks and "chunk" in one.seconds and "chunk" not in other.seconds
+
+
+VERY_LONG = DocumentText("Lamps", " ".join(f"Lamp {i} stands in room {i}0 and costs {i} euros." for i in range(1, 40)))
+
+
+def test_a_long_document_becomes_parts(pair: tuple[Path, Path], generator: HypernetGenerator) -> None:
+    """Each within the rank cap, each as its chunks alone would give, together covering all of the text in order."""
+    parted = HypernetGenerator.load(pair[1], pair[0], max_rank=16, chunks_per_part=2, max_parts=20)
+    short, made, other = parted.generate([SHORT, VERY_LONG, OTHER])
+    assert len(short.parts) == len(other.parts) == 1 and len(made.parts) > 5
+    assert {len(part.chunks) for part in made.parts} <= {1, 2}
+    assert all(part.lora.rank == 4 * len(part.chunks) and part.kept_energy is None for part in made.parts)
+    chunks = [chunk for part in made.parts for chunk in part.chunks]
+    assert [chunk.index for chunk in chunks] == list(range(len(chunks)))
+    assert "".join(VERY_LONG.text[chunk.start:chunk.end] for chunk in chunks) == VERY_LONG.text
+    for planned, part in zip(parted.plan(VERY_LONG), made.parts, strict=True):
+        alone = generate(generator, [DocumentText("", chunk.text) for chunk in planned])
+        updates = [deltas(one.lora) for one in alone]
+        assert_same(deltas(part.lora), {path: torch.stack([update[path] for update in updates]).sum(0)
+                                        for path in updates[0]})
+
+
+def test_where_parts_are_few_chunks_grow(pair: tuple[Path, Path]) -> None:
+    few, many = (HypernetGenerator.load(pair[1], pair[0], max_rank=16, chunks_per_part=4, max_parts=most)
+                 for most in (4, 20))
+    plan = few.plan(VERY_LONG)
+    assert len(plan) <= 4 < len(many.plan(VERY_LONG)) and all(len(part) <= 4 for part in plan)
+
+
+def test_beyond_all_parts_a_document_is_refused(pair: tuple[Path, Path]) -> None:
+    two = HypernetGenerator.load(pair[1], pair[0], max_rank=16, chunks_per_part=2, max_parts=2)
+    with pytest.raises(DocumentError, match=r"^text: is too long: .* a document may have 2 parts of 2 chunks$"):
+        two.plan(DocumentText("", VERY_LONG.text * 2))
+
+
+def test_merging_keeps_one_adapter_within_the_rank(pair: tuple[Path, Path], generator: HypernetGenerator) -> None:
+    merging = HypernetGenerator.load(pair[1], pair[0], max_rank=16, max_parts=20, long_documents="merge")
+    made, fits = generate(merging, [VERY_LONG, LONG])
+    assert len(made.chunks) > 8 and made.lora.rank == 16
+    assert made.kept_energy is not None and 0.2 < made.kept_energy < 1
+    assert fits.kept_energy is None
+    assert_same(deltas(fits.lora), deltas(generate(generator, [LONG])[0].lora))
+    whole, kept = 0.0, 0.0
+    alone = generate(generator, [DocumentText("", chunk.text) for chunk in merging.plan(VERY_LONG)[0]])
+    updates = [deltas(one.lora) for one in alone]
+    for path, merged in deltas(made.lora).items():
+        values = torch.linalg.svdvals(torch.stack([update[path] for update in updates]).sum(0))
+        whole, kept = whole + float(values.square().sum()), kept + float(values[:16].square().sum())
+        assert torch.allclose(torch.linalg.svdvals(merged)[:16], values[:16], rtol=1e-3, atol=1e-4)
+    assert made.kept_energy == pytest.approx((kept / whole) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("setting", [{"chunks_per_part": 0}, {"chunks_per_part": 5}, {"max_parts": 0},
+                                     {"batch_chunks": 0}, {"long_documents": "cut"}])
+def test_settings_out_of_range_are_refused(pair: tuple[Path, Path], setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}: is .*(allowed|needed)"):
+        HypernetGenerator.load(pair[1], pair[0], max_rank=16, **setting)
 
 
 def test_no_documents(generator: HypernetGenerator) -> None:
@@ -130,7 +199,7 @@ def test_unfit_documents(generator: HypernetGenerator) -> None:
     for document, message in ((DocumentText("Lamp", " \n "), "is empty"),
                               (DocumentText("", "The lamp is red. " * 300), "tokens")):
         with pytest.raises(DocumentError, match=message):
-            generator.chunk(document)
+            generator.plan(document)
         with pytest.raises(DocumentError, match=message):
             generator.generate([SHORT, document])
 
