@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 NANO = "nano"
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class ConfigError(ValueError):
@@ -45,17 +46,92 @@ class BaseModelConfig(Section):
     model: str = NANO
 
 
-class GeneratorConfig(Section):
-    """What turns documents into adapters, and how eagerly."""
+class GateConfig(Section):
+    """The quality gate: whether an adapter answers from its document before anyone is routed to it.
 
-    kind: Literal["hypernet"] = "hypernet"
+    `budget_s` is for one adapter. One that scores below `threshold` (None: `hypernet.gate.THRESHOLD`) is kept as
+    `degraded`.
+    """
+
+    enabled: bool = True
+    probes: int = Field(8, ge=1, le=64)
+    threshold: float | None = Field(None, ge=0, le=1)
+    budget_s: float = Field(1.0, gt=0)
+
+
+class RefineConfig(Section):
+    """Gradient steps on a published adapter while no document waits. A job of it takes about `budget_s` seconds.
+
+    `after_s`: how long after its publication a document is refined, in seconds. `learning_rate` None: by the base's
+    width (`hypernet.distill_loop.rate_for`).
+    """
+
+    enabled: bool = True
+    after_s: float = Field(10, ge=0)
+    steps: int = Field(10, ge=1)
+    learning_rate: float | None = Field(None, gt=0)
+    budget_s: float = Field(5, gt=0)
+
+
+class DistillConfig(Section):
+    """The generator `distill`: gradient steps from nothing for each document, for about `budget_s` seconds.
+
+    Empty `target_modules`: all seven projections of each layer. `learning_rate` as in `refine`. `own_questions`: how
+    many questions on a chunk the base may write itself, beside those by templates.
+    """
+
+    steps: int = Field(60, ge=1)
+    budget_s: float = Field(60, gt=0)
+    learning_rate: float | None = Field(None, gt=0)
+    rank: int = Field(8, ge=1)
+    target_modules: tuple[TargetModule, ...] = ()
+    own_questions: int = Field(0, ge=0)
+
+
+class TaskConfig(Section):
+    """Text-to-LoRA for posts with `mode: "task"`. Empty checkpoint: such posts fail with a message.
+
+    `encoder` is the text encoder that the checkpoint was trained with, a local folder or a Hugging Face name.
+    `trust_remote_code` lets an encoder run the Python code that it brings.
+    """
+
+    checkpoint: str = ""
+    encoder: str = ""
+    trust_remote_code: bool = False
+
+
+class GeneratorConfig(Section):
+    """What turns documents into adapters, and how eagerly.
+
+    A document too long for one adapter becomes up to `max_parts` part adapters of at most `chunks_per_part` chunks
+    (None: as the checkpoint says, or as many as the engine's rank cap holds), or, with `long_documents: merge`, one
+    adapter cut down to that cap; the generator `distill` always makes parts.
+    """
+
+    kind: Literal["hypernet", "distill"] = "hypernet"
     checkpoint: str = NANO
     batch_chunks: int = Field(16, ge=1)
+    chunks_per_part: int | None = Field(None, ge=1)
+    max_parts: int = Field(256, ge=1)
+    long_documents: Literal["parts", "merge"] = "parts"
     lease_s: float = Field(20, gt=0)
     poll_s: float = Field(0.5, gt=0)
     num_replicas: int = Field(1, ge=1)
     threads: int = Field(1, ge=1)
     hold_at: Literal["", "leased", "generated", "uploaded"] = ""
+    gate: GateConfig = Field(default_factory=GateConfig)
+    refine: RefineConfig = Field(default_factory=RefineConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> GeneratorConfig:
+        if self.refine.enabled and not self.gate.enabled:
+            raise ValueError("refine.enabled needs gate.enabled, which says whether the refined adapter is better; "
+                             "switch both on, or refine off")
+        if bool(self.task.checkpoint) != bool(self.task.encoder):
+            raise ValueError("task.checkpoint and task.encoder go together; give both or neither")
+        return self
 
 
 class EngineConfig(Section):
@@ -81,10 +157,14 @@ class EngineConfig(Section):
 
 
 class RouterConfig(Section):
-    """Routing: which encoder, and the score (see `router.index`) under which the base answers."""
+    """Routing: which encoder, and the score (see `router.index`) under which the base answers.
+
+    `use_degraded` lets adapters that failed the quality gate answer; without it the base answers in their place.
+    """
 
     encoder: str = "minilm"
     threshold: float = Field(0.4, ge=-1, le=1)
+    use_degraded: bool = False
     centroids_per_adapter: int = Field(4, ge=1)
     num_replicas: int = Field(1, ge=1)
 

@@ -20,6 +20,7 @@ disable_created_metrics()
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_GATE_SCORES = (-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)
 _SCORES = (0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -100,7 +101,41 @@ class GeneratorMetrics:
             registry=self.registry,
         )
         self.queue = Gauge(
-            "imprint_generation_jobs", "Jobs in the registry, by state.", ("state",), registry=self.registry
+            "imprint_generation_jobs",
+            "Jobs in the registry that make a document's adapters, by state.",
+            ("state",),
+            registry=self.registry,
+        )
+        self.refine_queue = Gauge(
+            "imprint_refine_jobs",
+            "Jobs in the registry that improve published adapters, by state.",
+            ("state",),
+            registry=self.registry,
+        )
+        self.gate_results = Counter(
+            "imprint_gate_results_total",
+            "Adapters that the quality gate has judged, by what they came from and by the state they got.",
+            ("source", "state"),
+            registry=self.registry,
+        )
+        self.gate_score = Histogram(
+            "imprint_gate_score",
+            "The quality gate's scores, by what the adapter came from.",
+            ("source",),
+            buckets=_GATE_SCORES,
+            registry=self.registry,
+        )
+        self.gate_seconds = Histogram(
+            "imprint_gate_duration_seconds",
+            "Time of the quality gate for one adapter.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.refines = Counter(
+            "imprint_refine_jobs_ended_total",
+            "Ends of jobs that refine a published adapter, by outcome.",
+            ("outcome",),
+            registry=self.registry,
         )
 
     def text(self) -> str:

@@ -28,6 +28,7 @@ def test_shipped_file() -> None:
     file = load_serve_file(SHIPPED)
     assert (file.host, file.port, file.url) == ("127.0.0.1", 8000, "http://127.0.0.1:8000")
     assert file.application_name == "imprint" and file.config.base.model == "nano"
+    assert file.config.generator.gate.enabled and file.config.generator.refine.enabled
 
 
 def test_places_are_filled_in_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +49,14 @@ def test_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None
     assert config.engine.extra["seed"] == 1
 
 
+def test_environment_reaches_sections_in_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMPRINT_GENERATOR__REFINE__ENABLED", "false")
+    monkeypatch.setenv("IMPRINT_GENERATOR__GATE__PROBES", "3")
+    config = load_serve_file(SHIPPED).config
+    assert not config.generator.refine.enabled and config.generator.gate.probes == 3
+    assert config.generator.refine.steps == 10 and config.generator.gate.enabled
+
+
 def test_survives_the_way_to_a_worker() -> None:
     config = ImprintConfig(engine={"max_loras": 2})
     assert pickle.loads(pickle.dumps(config)) == config
@@ -66,6 +75,13 @@ def test_survives_the_way_to_a_worker() -> None:
         ("applications: [{args: {engine: {max_loras: 9, max_cpu_loras: 8}}}]", "max_cpu_loras"),
         ("applications: [{args: {colour: red}}]", "colour"),
         ("applications: [{args: {generator: {hold_at: x}}}]", "generator.hold_at"),
+        ("applications: [{args: {generator: {kind: magic}}}]", "generator.kind"),
+        ("applications: [{args: {generator: {long_documents: cut}}}]", "generator.long_documents"),
+        ("applications: [{args: {generator: {gate: {treshold: 0}}}}]", "generator.gate.treshold"),
+        ("applications: [{args: {generator: {gate: {probes: 0}}}}]", "generator.gate.probes"),
+        ("applications: [{args: {generator: {gate: {enabled: false}}}}]", "refine.enabled needs gate.enabled"),
+        ("applications: [{args: {generator: {distill: {target_modules: [lm_head]}}}}]", "distill.target_modules"),
+        ("applications: [{args: {generator: {task: {checkpoint: x}}}}]", "task.encoder"),
         ("http_options: {port: x}\napplications: [{args: {}}]", "port"),
     ],
 )

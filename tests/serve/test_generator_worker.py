@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
 
-from hypernet.documents import Chunk, DocumentText
-from hypernet.generate import GeneratedAdapter, HypernetGenerator
+from hypernet.documents import DocumentText
+from hypernet.generate import GeneratedDocument, HypernetGenerator
 from hypernet.lora import LoraAdapter
-from router.embed import MiniLmEncoder
-from serve.blobs import BlobStore
-from serve.config import ImprintConfig
-from serve.deployments.generator_worker import GeneratorWorker
-from serve.metrics import GeneratorMetrics
-from serve.registry import Registry, migrate
-from serve.registry.records import Job, PostResult
+from serve.deployments.generator_jobs import Plan
+from tests.serve.generator_bench import Bench, open_bench
 from tests.tiny_pair import make_pair
-
-
-@dataclass
-class Bench:
-    """A worker and what it works on."""
-
-    worker: GeneratorWorker
-    registry: Registry
-    blobs: BlobStore
-    generator: HypernetGenerator
-    config: ImprintConfig
-    tenant_id: str
-
-    def post(self, text: str, **fields: Any) -> PostResult:
-        return self.registry.post_document(self.tenant_id, "Notice", text, **fields)
-
-    def job(self, posted: PostResult) -> Job:
-        job = self.registry.get_job(self.tenant_id, posted.job.id)
-        assert job is not None
-        return job
 
 
 @pytest.fixture(scope="module")
@@ -49,27 +22,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_pair(tmp_path_factory.mktemp("pair"))
 
 
-@pytest.fixture(scope="module")
-def encoder() -> MiniLmEncoder:
-    return MiniLmEncoder.load()
-
-
 @pytest.fixture
-def bench(tmp_path: Path, pair: tuple[Path, Path], encoder: MiniLmEncoder) -> Iterator[Bench]:
+def bench(tmp_path: Path, pair: tuple[Path, Path]) -> Iterator[Bench]:
     base, checkpoint = pair
-    config = ImprintConfig(
-        data_dir=tmp_path, base={"model": str(base)}, generator={"checkpoint": str(checkpoint), "lease_s": 5}
-    )
-    migrate(config.registry.url)
-    registry = Registry.open(config.registry.url)
-    blobs = BlobStore.open(config.blobs.url)
-    generator = HypernetGenerator.load(checkpoint, base)
-    worker = GeneratorWorker(
-        config, registry, blobs, generator, encoder, AutoConfig.from_pretrained(base), GeneratorMetrics()
-    )
-    yield Bench(worker, registry, blobs, generator, config, registry.create_tenant("acme").id)
-    worker.stop()
-    registry.close()
+    with open_bench(tmp_path, base, HypernetGenerator.load(checkpoint, base)) as opened:
+        yield opened
 
 
 def test_batch_is_published(bench: Bench, tmp_path: Path) -> None:
@@ -82,7 +39,7 @@ def test_batch_is_published(bench: Bench, tmp_path: Path) -> None:
         assert adapter is not None and adapter.base_fingerprint == bench.generator.base_fingerprint
         folder = bench.blobs.fetch_folder(adapter.blob_path, tmp_path / "fetched" / adapter.id, adapter.checksum)
         assert LoraAdapter.load(folder).rank == adapter.rank
-        assert adapter.manifest["chunks"][0]["start"] == 0
+        assert adapter.manifest["chunks"][0]["start"] == 0 and adapter.manifest["gate"] == {"state": "off"}
     assert len(bench.registry.routable(bench.tenant_id)) == 3
     assert list(bench.config.staging_dir.iterdir()) == []
     assert bench.worker.run_once() == 0
@@ -90,13 +47,13 @@ def test_batch_is_published(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_document_is_cut_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    whole = bench.generator.chunk
+    whole = bench.generator.plan
 
-    def chunk(document: DocumentText) -> list[Chunk]:
+    def plan(document: DocumentText) -> Plan:
         seen.append(document.text)
         return whole(document)
 
-    monkeypatch.setattr(bench.generator, "chunk", chunk)
+    monkeypatch.setattr(bench.generator, "plan", plan)
     posted = [bench.post("Room 1 is blue."), bench.post("Room 2 is red.")]
     bench.worker.run_once()
     assert sorted(seen) == ["Room 1 is blue.", "Room 2 is red."]
@@ -113,10 +70,10 @@ def test_a_bad_document_fails_alone(bench: Bench) -> None:
 def test_a_batch_that_fails_is_tried_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], plans: Sequence[Plan]) -> list[GeneratedDocument]:
         if any("poison" in document.text for document in documents):
             raise MemoryError("too much")
-        return whole(documents, chunks)
+        return whole(documents, plans)
 
     monkeypatch.setattr(bench.generator, "generate", generate)
     poison, good = bench.post("A poison."), bench.post("The lamp is red.")
@@ -129,11 +86,12 @@ def test_a_batch_that_fails_is_tried_one_by_one(bench: Bench, monkeypatch: pytes
 def test_an_invalid_adapter_is_never_published(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], plans: Sequence[Plan]) -> list[GeneratedDocument]:
         broken = []
-        for generated in whole(documents, chunks):
-            tensors = {path: (a, torch.full_like(b, float("nan"))) for path, (a, b) in generated.lora.tensors.items()}
-            broken.append(replace(generated, lora=replace(generated.lora, tensors=tensors)))
+        for generated in whole(documents, plans):
+            (part,) = generated.parts
+            tensors = {path: (a, torch.full_like(b, float("nan"))) for path, (a, b) in part.lora.tensors.items()}
+            broken.append(GeneratedDocument([replace(part, lora=replace(part.lora, tensors=tensors))]))
         return broken
 
     monkeypatch.setattr(bench.generator, "generate", generate)
@@ -142,21 +100,21 @@ def test_an_invalid_adapter_is_never_published(bench: Bench, monkeypatch: pytest
     job = bench.job(posted)
     assert job.state == "failed" and "finite" in (job.error or "")
     assert bench.registry.list_adapters(bench.tenant_id).items == []
-    assert not list((bench.config.data_dir / "blobs").rglob("*.safetensors"))
+    assert bench.stored() == 0
 
 
 def test_a_document_deleted_on_the_way_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     posted, other = bench.post("The lamp is red."), bench.post("The door is green.")
     whole = bench.generator.generate
 
-    def generate(documents: Sequence[DocumentText], chunks: Sequence[list[Chunk]]) -> list[GeneratedAdapter]:
+    def generate(documents: Sequence[DocumentText], plans: Sequence[Plan]) -> list[GeneratedDocument]:
         bench.registry.delete_document(bench.tenant_id, posted.document.id)
-        return whole(documents, chunks)
+        return whole(documents, plans)
 
     monkeypatch.setattr(bench.generator, "generate", generate)
     bench.worker.run_once()
     assert bench.job(other).state == "succeeded"
-    assert len(list((bench.config.data_dir / "blobs").rglob("*.safetensors"))) == 1
+    assert bench.stored() == 1
 
 
 def test_held_jobs_keep_their_lease_and_are_taken_up_again(bench: Bench) -> None:
@@ -173,16 +131,3 @@ def test_held_jobs_keep_their_lease_and_are_taken_up_again(bench: Bench) -> None
     assert bench.worker.alive()
     bench.worker.stop(timeout_s=0.1)
     assert not bench.registry.list_adapters(bench.tenant_id).items
-
-
-def test_a_change_of_fingerprints_queues_documents_again(bench: Bench) -> None:
-    posted = bench.post("The lamp is red.")
-    bench.worker.run_once()
-    bench.generator.fingerprint = "another"
-    bench.worker.start()
-    first = bench.job(posted).adapter_id
-    while True:
-        document = bench.registry.get_document(bench.tenant_id, posted.document.id)
-        assert document is not None
-        if document.state == "ready" and document.adapter_id != first:
-            return
