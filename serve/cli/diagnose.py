@@ -16,11 +16,14 @@ _MARKS = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "problem": "
 def doctor(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="Config file to check.")] = DEFAULT_CONFIG,
     as_json: JsonOption = False,
+    gpu_memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="Plan for a GPU with so much memory, in GiB, instead of those here.")
+    ] = None,
 ) -> None:
     """Say what this machine has and whether it can serve; exit status 1 when it cannot."""
     from serve.doctor import examine
 
-    findings = examine(config)
+    findings = examine(config, gpu_memory_gib)
     if as_json:
         print_json([{"level": item.level, "topic": item.topic, "text": item.text} for item in findings])
     else:
