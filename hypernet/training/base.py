@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hypernet.training import loop
+from hypernet.training import loop, relations
 from hypernet.training.batches import BUCKET, IGNORED, Batch, Encoding, Row, collate
 from hypernet.training.copying import set_copying_weights
 from hypernet.training.corpus.documents import (
@@ -33,12 +33,15 @@ from hypernet.training.corpus.documents import (
 )
 from hypernet.training.corpus.small_talk import GENERAL_QUESTIONS, SMALL_TALK
 from hypernet.training.optimizer import Optimiser
+from hypernet.training.relations import RelationClassifier
 from hypernet.training.tokenizer import CONTROL, END, PAD
 
 QUESTIONS = 6
 LM_WEIGHT = 0.2
 MICRO_TOKENS = 4096
 POOL_TOKENS = 32_768
+RELATION_LAYER = -2
+"""The hidden states that name relations: what the last layer reads."""
 COPYING_SHARE = 0.1
 """Which share of the micro-batches are random tokens to repeat."""
 
@@ -107,8 +110,8 @@ def sample_row(rng: Random, encoding: Encoding, progress: float) -> Row:
         if rng.random() < 0.15:
             first = asked.pop(0)
             prefix = prefix + encoding.question(first.text, True) + encoding.answer(first.answer)
-            return encoding.row(prefix, asked, open_turn=False)
-    return encoding.row(prefix, asked)
+            return encoding.row(prefix, asked, open_turn=False, read=document)
+    return encoding.row(prefix, asked, read=document)
 
 
 def micro_batches(rows: list[Row], tokens: int = MICRO_TOKENS) -> Iterator[list[Row]]:
@@ -124,27 +127,31 @@ def micro_batches(rows: list[Row], tokens: int = MICRO_TOKENS) -> Iterator[list[
         yield batch
 
 
-def answer_logits(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits `[N, V]` at the answers' places, their labels `[N]`, and the last hidden states `[B, T, D]`."""
+def answer_logits(model: LlamaForCausalLM, batch: Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits `[N, V]` at the answers' places, and all hidden states, each `[B, T, D]`."""
     hidden = model.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions,
-                         use_cache=False).last_hidden_state
-    places = batch.labels != IGNORED
-    return model.lm_head(hidden[places]).float(), batch.labels[places], hidden
+                         use_cache=False, output_hidden_states=True).hidden_states
+    return model.lm_head(hidden[-1][batch.labels != IGNORED]).float(), hidden
 
 
-def reading_loss(model: LlamaForCausalLM, batch: Batch, name: str = "answer",
-                 lm_weight: float = LM_WEIGHT) -> loop.StepReport:
+def reading_loss(model: LlamaForCausalLM, batch: Batch, name: str = "answer", lm_weight: float = LM_WEIGHT,
+                 classifier: RelationClassifier | None = None) -> loop.StepReport:
     """The loss of the module's text on one micro-batch; `name` is how the log calls it."""
-    logits, labels, hidden = answer_logits(model, batch)
+    logits, hidden = answer_logits(model, batch)
+    labels = batch.labels[batch.labels != IGNORED]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     count = labels.numel()
     right = int((logits.argmax(-1) == labels).sum())
     sums = {f"{name}_loss": (float(loss.detach()), count), f"{name}_accuracy": (right, count)}
+    if classifier is not None and len(batch.marks):
+        named, right, marks = classifier.loss(hidden[RELATION_LAYER], batch.marks)
+        loss = loss + relations.WEIGHT * named
+        sums["relation_accuracy"] = (right, marks)
     if not lm_weight:
         return loop.StepReport(loss, count, sums)
     inside = batch.prefix[:, :-1] & batch.prefix[:, 1:] & (torch.rand(batch.ids[:, 1:].shape) < 0.25)
     if inside.any():
-        lm = F.cross_entropy(model.lm_head(hidden[:, :-1][inside]).float(), batch.ids[:, 1:][inside])
+        lm = F.cross_entropy(model.lm_head(hidden[-1][:, :-1][inside]).float(), batch.ids[:, 1:][inside])
         sums["document_loss"] = (float(lm.detach()), 1)
         loss = loss + lm_weight * lm * count
     return loop.StepReport(loss, count, sums)
@@ -153,8 +160,8 @@ def reading_loss(model: LlamaForCausalLM, batch: Batch, name: str = "answer",
 class ReadingBatches:
     """Micro-batches of documents and, for `COPYING_SHARE` of them, of tokens to repeat."""
 
-    def __init__(self, encoding: Encoding, rng: Random, vocabulary: int) -> None:
-        self._encoding, self._rng, self._vocabulary = encoding, rng, vocabulary
+    def __init__(self, encoding: Encoding, rng: Random, vocabulary: int, classifier: RelationClassifier | None) -> None:
+        self._encoding, self._rng, self._vocabulary, self._classifier = encoding, rng, vocabulary, classifier
         self._waiting: list[list[Row]] = []
 
     def next_loss(self, model: LlamaForCausalLM, progress: float) -> loop.StepReport:
@@ -170,11 +177,11 @@ class ReadingBatches:
                 rows.append(sample_row(self._rng, self._encoding, progress))
             self._waiting = list(micro_batches(rows))
             self._rng.shuffle(self._waiting)
-        return reading_loss(model, collate(self._waiting.pop()))
+        return reading_loss(model, collate(self._waiting.pop()), classifier=self._classifier)
 
 
 def optimiser_for(model: torch.nn.Module, more: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], []),
-                  muon_lr: float = 0.005, adam_lr: float = 5e-4) -> Optimiser:
+                  muon_lr: float = 0.005, adam_lr: float = 5e-4, decay: float = 0.6) -> Optimiser:
     """Muon for the matrices, AdamW for the tied embedding, biases and norms, `more` added to each.
 
     In runs of five minutes half the rates of 0.01 and 1e-3 kept more of the copying start and learnt faster; rates of
@@ -183,8 +190,8 @@ def optimiser_for(model: torch.nn.Module, more: tuple[list[torch.Tensor], list[t
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, p in model.named_parameters():
-        (matrices if p.ndim == 2 and "embed" not in name else others).append(p)
-    return Optimiser(matrices + more[0], others + more[1], muon_lr, adam_lr)
+        (matrices if p.ndim == 2 and "embed" not in name and "classifier" not in name else others).append(p)
+    return Optimiser(matrices + more[0], others + more[1], muon_lr, adam_lr, decay=decay)
 
 
 def train_base(tokenizer: PreTrainedTokenizerFast, folder: Path, minutes: float, seed: int = 1) -> LlamaForCausalLM:
@@ -193,12 +200,13 @@ def train_base(tokenizer: PreTrainedTokenizerFast, folder: Path, minutes: float,
     model = LlamaForCausalLM._from_config(base_config(tokenizer), attn_implementation="eager")
     encoding, rng = Encoding(tokenizer), Random(seed)
     set_copying_weights(model)
-    optimiser = optimiser_for(model)
-
-    source = ReadingBatches(encoding, rng, len(tokenizer))
+    classifier = RelationClassifier(model.config.hidden_size)
+    both = torch.nn.ModuleDict({"base": model, "classifier": classifier})
+    optimiser = optimiser_for(both)
+    source = ReadingBatches(encoding, rng, len(tokenizer), classifier)
 
     def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
         yield source.next_loss(model, progress)
 
-    loop.run(model, optimiser, steps, minutes, folder, "base")
+    loop.run(both, optimiser, steps, minutes, folder, "base")
     return model

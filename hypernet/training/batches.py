@@ -9,13 +9,14 @@ shapes small).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hypernet.training.corpus.documents import Question
+from hypernet.training.corpus.documents import Question, SampledDocument
+from hypernet.training.relations import relation_number, value_marks
 from hypernet.training.tokenizer import ASSISTANT, END, SYSTEM, USER
 
 BUCKET = 16
@@ -24,11 +25,15 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Row:
-    """Token IDs of the prefix and of each segment; `answers[j]` is how many last tokens of segment j are the answer."""
+    """Token IDs of the prefix and of each segment; `answers[j]` is how many last tokens of segment j are the answer.
+
+    `marks` are (place in the row, relation) pairs: where a value begins, and where an answer is about to.
+    """
 
     prefix: list[int]
     segments: list[list[int]]
     answers: list[int]
+    marks: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(map(len, self.segments))
@@ -38,7 +43,7 @@ class Row:
 class Batch:
     """`ids`, `positions`, `labels` `[B, T]` int64 (labels already shifted: the token to predict at this place);
     `mask` `[B, 1, T, T]` float32, 0 where visible; `prefix` `[B, T]` bool, true on the document's tokens;
-    `segment` `[B, T]` int64, 0 for the prefix, -1 for padding."""
+    `segment` `[B, T]` int64, 0 for the prefix, -1 for padding; `marks` `[M, 3]` int64: row, place, relation."""
 
     ids: Tensor
     positions: Tensor
@@ -46,6 +51,7 @@ class Batch:
     mask: Tensor
     prefix: Tensor
     segment: Tensor
+    marks: Tensor
 
 
 class Encoding:
@@ -77,14 +83,24 @@ class Encoding:
         """The answer and the end of the turn."""
         return [*self.text(text), self.end]
 
-    def row(self, prefix: list[int], questions: Sequence[Question], open_turn: bool | None = None) -> Row:
-        """A row of the questions after `prefix`; by default the turn is open where the prefix begins a user turn."""
+    def row(self, prefix: list[int], questions: Sequence[Question], open_turn: bool | None = None,
+            read: SampledDocument | None = None) -> Row:
+        """A row of the questions after `prefix`; by default the turn is open where the prefix begins a user turn.
+
+        `read`: the document whose tokens are the prefix from its second token on; its values are marked.
+        """
         if open_turn is None:
             open_turn = bool(prefix) and prefix[0] == self.user
         answers = [self.answer(question.answer) for question in questions]
         segments = [self.question(question.text, open_turn) + answer
                     for question, answer in zip(questions, answers, strict=True)]
-        return Row(prefix, segments, [len(answer) for answer in answers])
+        marks = [] if read is None else [(1 + place, number) for place, number in value_marks(self._tokenizer, read)]
+        end = len(prefix)
+        for question, segment, answer in zip(questions, segments, answers, strict=True):
+            end += len(segment)
+            if question.relation is not None:
+                marks.append((end - len(answer) - 1, relation_number(question.relation)))
+        return Row(prefix, segments, [len(answer) for answer in answers], marks)
 
 
 def collate(rows: Sequence[Row], pad: int = 0, bucket: int = BUCKET) -> Batch:
@@ -112,4 +128,5 @@ def collate(rows: Sequence[Row], pad: int = 0, bucket: int = BUCKET) -> Batch:
     same = segment[:, :, None] == segment[:, None, :]
     visible = causal & (same | ((segment[:, None, :] == 0) & (segment[:, :, None] >= 0)))
     mask = torch.zeros(size, 1, length, length).masked_fill_(~visible[:, None], -1e9)
-    return Batch(ids, positions, labels, mask, segment == 0, segment)
+    marks = [(i, place, number) for i, row in enumerate(rows) for place, number in row.marks]
+    return Batch(ids, positions, labels, mask, segment == 0, segment, torch.tensor(marks, dtype=torch.long).view(-1, 3))

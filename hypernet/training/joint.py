@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -22,26 +23,35 @@ from hypernet.perceiver import Hypernetwork
 from hypernet.training import base as reading
 from hypernet.training import loop
 from hypernet.training.batches import Encoding
-from hypernet.training.hypernetwork import Trainer, hypernetwork_for, split_parameters
+from hypernet.training.hypernetwork import INTERFERENCE_FROM, Trainer, hypernetwork_for, split_parameters
+from hypernet.training.relations import RelationClassifier
 
 BATCHES_A_STEP, READING_SHARE = 2, 0.25
 
 
-def train_joint(base_folder: Path, folder: Path, minutes: float,
-                seed: int = 501) -> tuple[PreTrainedModel, Hypernetwork]:
-    """Train from the base in `base_folder`, or go on from the checkpoint in `folder`; base and hypernetwork."""
+def train_joint(base_folder: Path, folder: Path, minutes: float, seed: int = 501,
+                start: Path | None = None) -> tuple[PreTrainedModel, Hypernetwork]:
+    """Train from the base in `base_folder`, or go on from the checkpoint in `folder`; base and hypernetwork.
+
+    `start`: hypernetwork weights to begin with; the schedule of what is sampled then starts at `INTERFERENCE_FROM`.
+    """
     base, tokenizer = load_base(base_folder)
     base.requires_grad_(True)
     torch.manual_seed(0)
     network = hypernetwork_for(base)
-    both = nn.ModuleDict({"base": base, "network": network})
-    optimiser = reading.optimiser_for(base, split_parameters(network), muon_lr=0.004)
-    optimiser.decay = 0.75
+    if start is not None:
+        network.load_state_dict(load_file(start))
+    classifier = RelationClassifier(base.config.hidden_size)
+    both = nn.ModuleDict({"base": base, "classifier": classifier, "network": network})
+    matrices, others = split_parameters(network)
+    optimiser = reading.optimiser_for(base, (matrices, [*others, *classifier.parameters()]), muon_lr=0.004, decay=0.75)
     encoding, rng = Encoding(tokenizer), Random(seed)
     trainer = Trainer(base, encoding, network, rng, joint=True)
-    source = reading.ReadingBatches(encoding, rng, len(tokenizer))
+    source = reading.ReadingBatches(encoding, rng, len(tokenizer), classifier)
+    first = 0.0 if start is None else INTERFERENCE_FROM
 
     def steps(progress: float, step: int) -> Iterator[loop.StepReport]:
+        progress = first + (1 - first) * progress
         for _ in range(BATCHES_A_STEP):
             if rng.random() < READING_SHARE:
                 yield source.next_loss(base, max(0.6, progress))

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from hypernet.inject import targets_of
 from hypernet.perceiver import HypernetConfig, Hypernetwork
 from hypernet.training.base import answer_logits, base_config, copying_row
-from hypernet.training.batches import Encoding, collate
+from hypernet.training.batches import IGNORED, Encoding, collate
 from hypernet.training.copying import set_copying_factors, set_copying_weights
 from tests.hypernet.helpers import tiny_llama
 
@@ -21,7 +21,8 @@ def accuracy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> flo
     rng, encoding = Random(1), Encoding(tokenizer)
     batch = collate([copying_row(rng, encoding, len(tokenizer), most=16) for _ in range(40)])
     with torch.no_grad():
-        logits, labels, _ = answer_logits(model, batch)
+        logits, _ = answer_logits(model, batch)
+        labels = batch.labels[batch.labels != IGNORED]
     return float((logits.argmax(-1) == labels).float().mean())
 
 

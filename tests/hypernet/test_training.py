@@ -14,6 +14,7 @@ from hypernet.perceiver import Hypernetwork
 from hypernet.training import base as reading
 from hypernet.training.batches import BUCKET, Encoding
 from hypernet.training.hypernetwork import INTERFERENCE_FROM, Trainer, sample_group, split_parameters
+from hypernet.training.relations import RelationClassifier
 from tests.hypernet.helpers import tiny_llama, tiny_network
 
 
@@ -31,7 +32,8 @@ def gradients(module: torch.nn.Module) -> list[bool]:
 
 def test_base_reads_documents_and_copies(tokenizer: PreTrainedTokenizerFast) -> None:
     model = tiny_llama(tokenizer, seed=5)
-    source = reading.ReadingBatches(Encoding(tokenizer), Random(1), len(tokenizer))
+    classifier = RelationClassifier(model.config.hidden_size)
+    source = reading.ReadingBatches(Encoding(tokenizer), Random(1), len(tokenizer), classifier)
     names = set()
     for _ in range(60):
         report = source.next_loss(model, 0.0)
@@ -41,7 +43,7 @@ def test_base_reads_documents_and_copies(tokenizer: PreTrainedTokenizerFast) -> 
             break
     report.loss.backward()
     assert all(gradients(model))
-    assert {"answer_loss", "copying_loss", "document_loss"} <= names
+    assert {"answer_loss", "copying_loss", "document_loss", "relation_accuracy"} <= names
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.1, 0.5, 1.0])

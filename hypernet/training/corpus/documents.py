@@ -55,6 +55,8 @@ class Question:
     text: str
     answer: str
     answerable: bool = True
+    relation: Relation | None = None
+    """What the question asks for, where it is one of the corpus' relations."""
 
 
 @dataclass(frozen=True)
@@ -272,8 +274,8 @@ def ask(fact: Fact, document: SampledDocument, rng: Random, split: Split = Split
     text = rng.choice(_phrasings(fact.relation.questions, split))
     alone = all(other.entity == fact.entity for other in document.facts)
     if alone and fact.domain.nouns and rng.random() < 0.12:
-        return Question(_capitalise(text.replace("{e}", rng.choice(fact.domain.nouns))), fact.value)
-    return Question(_capitalise(text.replace("{e}", fact.entity)), fact.value)
+        text = text.replace("{e}", rng.choice(fact.domain.nouns))
+    return Question(_capitalise(text.replace("{e}", fact.entity)), fact.value, relation=fact.relation)
 
 
 def ask_unanswerable(document: SampledDocument, rng: Random, split: Split = Split.TRAIN) -> Question | None:
@@ -283,8 +285,9 @@ def ask_unanswerable(document: SampledDocument, rng: Random, split: Split = Spli
     absent = [relation for relation in fact.domain.relations if relation.name not in stated]
     if not absent:
         return None
-    text = rng.choice(_phrasings(rng.choice(absent).questions, split)).replace("{e}", fact.entity)
-    return Question(_capitalise(text), NOT_IN_DOCUMENT, answerable=False)
+    relation = rng.choice(absent)
+    text = rng.choice(_phrasings(relation.questions, split)).replace("{e}", fact.entity)
+    return Question(_capitalise(text), NOT_IN_DOCUMENT, answerable=False, relation=relation)
 
 
 def ask_elsewhere(rng: Random, split: Split = Split.TRAIN) -> str:
