@@ -203,7 +203,6 @@ async def _posted(services: Services, response: Response, result: PostResult, wa
     return PostedDocument(**document_fields(document), created=result.created, job=job_object(job))
 
 
-
 async def _wait(services: Services, document: Document, seconds: float) -> Document:
     """The document as it is when its newest job has ended or the time is up. Raises ApiError 404 if it is deleted."""
     deadline = time.monotonic() + seconds

@@ -46,8 +46,9 @@ class JobObject(BaseModel):
 class DocumentObject(BaseModel):
     """A document as it stands now. `version` is the newest one posted, `current_version` the one being served.
 
-    `adapter_ids` are the adapters of its parts, in order; `adapter_id` is the first. A document is `degraded` when the
-    quality gate did not pass all of them: `manifest.gate` of each adapter says why.
+    `adapter_ids` are the adapters of its parts, in order; `adapter_id` is the first. `degraded_parts` are the numbers,
+    from 0, of the parts that did not pass the quality gate: `manifest.gate` of the adapter says why. A document is
+    `degraded` when none passed.
     """
 
     id: str
@@ -64,6 +65,7 @@ class DocumentObject(BaseModel):
     current_version: int | None
     adapter_id: str | None
     adapter_ids: list[str]
+    degraded_parts: list[int]
     job_id: str
     created_at: float
     updated_at: float
@@ -224,6 +226,7 @@ def document_fields(document: Document) -> dict[str, Any]:
         "current_version": document.current_version,
         "adapter_id": document.adapter_id,
         "adapter_ids": list(document.adapter_ids),
+        "degraded_parts": list(document.degraded_parts),
         "job_id": document.job_id,
         "created_at": document.created_at,
         "updated_at": document.updated_at,

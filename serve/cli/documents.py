@@ -80,7 +80,7 @@ def add(
             typer.echo(json.dumps(document, ensure_ascii=False) if as_json else document["id"])
             failed += job["status"] == "failed"
             note(f"{name}: {_outcome(document, job)}")
-            if document["status"] == "degraded":
+            if document["degraded_parts"]:
                 for warning in _degraded(client, document):
                     note(f"{name}: warning: {warning}")
     if failed:

@@ -171,7 +171,7 @@ def _state(row: sa.Row[Any], current: Sequence[tuple[str, AdapterState]]) -> Doc
         return "processing"
     states = {state for _, state in current}
     if row.job_state == "succeeded" and states and states <= {"ready", "degraded"}:
-        return "degraded" if "degraded" in states else "ready"
+        return "ready" if "ready" in states else "degraded"
     return "failed"
 
 
@@ -190,6 +190,7 @@ def _document(row: sa.Row[Any], current: Sequence[tuple[str, AdapterState]]) -> 
         current_version=row.current_version,
         adapter_id=row.current_adapter_id,
         adapter_ids=tuple(adapter_id for adapter_id, _ in current),
+        degraded_parts=tuple(part for part, (_, state) in enumerate(current) if state == "degraded"),
         job_id=row.latest_job_id,
         state=_state(row, current),
         created_at=row.created_at,

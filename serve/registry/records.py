@@ -83,8 +83,8 @@ class Document:
     `adapter_ids` (one for each part, in order) are what is served, nothing before the first publication; `adapter_id`
     is the first of them. `title`, `mode` and `content_hash` are the latest version's.
     `state` is "processing" while the latest version's job is queued or running (an older version may be served
-    meanwhile, if `adapter_ids` is not empty), "failed" when that job failed, else "degraded" when any of its parts
-    is, or "ready". A "refine" job changes none of this.
+    meanwhile, if `adapter_ids` is not empty), "failed" when that job failed, else "ready" when any of its parts is, or
+    "degraded". `degraded_parts` are the numbers, from 0, of those that are not. A "refine" job changes none of this.
     """
 
     id: str
@@ -100,6 +100,7 @@ class Document:
     current_version: int | None
     adapter_id: str | None
     adapter_ids: tuple[str, ...]
+    degraded_parts: tuple[int, ...]
     job_id: str
     state: DocumentState
     created_at: float

@@ -218,10 +218,10 @@ def test_document_add_reports_a_failed_job(server: Running) -> None:
 
 def test_document_add_says_what_the_quality_gate_found(server: Running) -> None:
     """A degraded document is stored and can be pinned: a warning with the reasons, but no failure."""
-    gates = [{"reasons": []}, {"reasons": ["the score 0.10 is below 0.50", "it says \x1b[31mthe same to all"]}, {}]
+    gates = [{"reasons": ["no_probes"]}, {"reasons": ["the score 0.10 is below 0.50", "it says \x1b[31mthe same to all"]}, {}]
     parts = [
         (new_adapter(state=state, part=part, parts=3, manifest={"gate": gate}), centroids())
-        for part, (state, gate) in enumerate(zip(("ready", "degraded", "degraded"), gates, strict=True))
+        for part, (state, gate) in enumerate(zip(("degraded", "degraded", "degraded"), gates, strict=True))
     ]
     event = make_ready(server.api.registry, _tenant(server), "Menu", "Soup costs 4 euros.", parts)
     added = server.run("document", "add", "-", "--title", "Menu", "--json", text="Soup costs 4 euros.")
@@ -230,9 +230,9 @@ def test_document_add_says_what_the_quality_gate_found(server: Running) -> None:
     assert (document["id"], document["status"]) == (event.document_id, "degraded")
     assert document["adapter_ids"] == [adapter.id for adapter, _ in parts]
     warnings = [line for line in added.stderr.splitlines() if "warning" in line]
-    assert len(warnings) == 2 and parts[1][0].id in warnings[0] and "part 2 of 3" in warnings[0]
-    assert "the score 0.10 is below 0.50; it says [31mthe same to all" in warnings[0]
-    assert "no reason given" in warnings[1] and "part 3 of 3" in warnings[1]
+    assert len(warnings) == 3 and parts[1][0].id in warnings[1] and "part 2 of 3" in warnings[1]
+    assert "the score 0.10 is below 0.50; it says [31mthe same to all" in warnings[1]
+    assert "no reason given" in warnings[2] and "part 3 of 3" in warnings[2]
     assert "done, but the document is degraded" in added.stderr
     shown = server.run("document", "show", event.document_id).stdout
     assert "status: degraded" in shown and all(adapter.id in shown for adapter, _ in parts)
