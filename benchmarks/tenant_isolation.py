@@ -121,7 +121,7 @@ async def measure(url: str, keys: list[str]) -> list[dict]:
         models = [t["id"] if name == "pinned" else "imprint" if name == "router" else "base" for t in targets]
         answers = await _gather_bounded([owner.chat(model, question[0]) for owner, model, question
                                          in zip(owners, models, asked, strict=True)])
-        chosen = sum(a.adapter_id == t["adapter_id"] for a, t in zip(answers, targets, strict=True))
+        chosen = sum(a.document_id == t["id"] for a, t in zip(answers, targets, strict=True))
         rows.append(_row(name, answers, asked, None if name == "base" else chosen))
     for tenant in tenants:
         await tenant.client.aclose()
