@@ -7,7 +7,9 @@ about several entities of one kind, one chunk for each; documents composed are o
 
 - concatenated: one adapter, the ranks of all chunks side by side (above the rank cap no engine would serve it)
 - merged: the same, cut down to the rank cap by a truncated SVD
-- parts of k: an adapter for every k chunks, the one for a question selected by the router's own scoring
+- as served: the text divided into parts as the server does (documents each for itself), an adapter for each part, the
+  one for a question selected by the router's own scoring
+- parts of k: an adapter for every k chunks, selected in the same way
 - right part: an adapter for every chunk, the one that holds the answer
 - in context: the whole text in the prompt, no adapter
 
@@ -18,8 +20,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,28 +29,21 @@ from typing import Any
 
 import torch
 
+from benchmarks.nano_pair import RANK_CAP, Pair
+from benchmarks.parts import Divided, PartRouter
 from benchmarks.server import machine
-from hypernet.evaluation.scoring import exact_match
-from hypernet.generate import HypernetGenerator
-from hypernet.inject import adapted
-from hypernet.lora import LoraAdapter, concatenate, factors_of
+from hypernet.documents import DocumentText
+from hypernet.evaluation.scoring import contains_value, exact_match
+from hypernet.lora import LoraAdapter, concatenate
 from hypernet.merge import truncate
-from hypernet.nano import base_dir, hypernet_dir
-from hypernet.prompts import closed_book, in_context
 from hypernet.training.corpus.documents import Fact, SampledDocument, Split, ask, render, sample_facts
-from router.centroids import document_centroids
 from router.embed import MiniLmEncoder
-from router.index import AdapterEntry, TenantIndex
-from router.text import words
-from serve.config import RouterConfig
 
 SEED = 30_117
 CHUNKS, DOCUMENTS, FACTS = (1, 2, 4, 8, 16), (2, 4, 8), (1, 2)
-RANK_CAP = 64
 QUESTIONS_A_TEXT = 8
-BATCH = 32
-ANSWER_TOKENS = 40
 PARTS = (1, 2, 4)
+BETWEEN = "\n\n"
 
 Key = tuple[int, ...]
 
@@ -90,95 +85,83 @@ def sample(rng: Random, chunks: int, facts: int, one_domain: bool, questions: in
     return Composed(tuple(part.text for part in parts), tuple(asked))
 
 
-class Pair:
-    """The shipped pair: an adapter for any text, and greedy answers with any adapters in one batch."""
-
-    def __init__(self) -> None:
-        self._generator = HypernetGenerator.load(hypernet_dir(), base_dir(), max_rank=RANK_CAP)
-
-    def adapters(self, texts: Sequence[str]) -> list[LoraAdapter]:
-        """The adapter of each text read as one chunk."""
-        reader = self._generator.reader
-        ids = [reader.frame(text) for text in texts]
-        return [adapter for first in range(0, len(ids), BATCH) for adapter in reader.adapters(ids[first:first + BATCH])]
-
-    def ask(self, prompts: Sequence[str | tuple[str, str]], adapters: Sequence[LoraAdapter | None]) -> list[str]:
-        """Greedy answers to questions, alone or each with a document before it; either all or none have adapters."""
-        tokenizer = self._generator.tokenizer
-        ids = [closed_book(tokenizer, prompt) if isinstance(prompt, str) else in_context(tokenizer, *prompt)
-               for prompt in prompts]
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # rows of a batch are of like length
-        answers: dict[int, str] = {}
-        for first in range(0, len(order), BATCH):
-            rows = order[first:first + BATCH]
-            on = [adapter for i in rows if (adapter := adapters[i]) is not None]
-            found = self._batch([ids[i] for i in rows], on)
-            answers.update(zip(rows, found, strict=True))
-        return [answers[i] for i in range(len(ids))]
-
-    @torch.no_grad()
-    def _batch(self, ids: Sequence[list[int]], adapters: Sequence[LoraAdapter]) -> list[str]:
-        tokenizer, base = self._generator.tokenizer, self._generator.base
-        length = max(map(len, ids))
-        tokens = torch.full((len(ids), length), tokenizer.pad_token_id)
-        mask = torch.zeros_like(tokens)
-        for i, row in enumerate(ids):
-            tokens[i, length - len(row):] = torch.tensor(row)
-            mask[i, length - len(row):] = 1
-        with adapted(base, factors_of(adapters)) if adapters else nullcontext():
-            made: Any = base.generate(input_ids=tokens, attention_mask=mask, do_sample=False,
-                                      max_new_tokens=ANSWER_TOKENS)
-        return [text.strip() for text in tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)]
+def by_chunks(composed: Composed, size: int) -> Divided:
+    """All of the text as one document, whose parts are `size` of the chunks each."""
+    spans, at = [], 0
+    for chunk in composed.chunks:
+        spans.append((at, at + len(chunk)))
+        at += len(chunk) + len(BETWEEN)
+    parts = [spans[first:first + size] for first in range(0, len(spans), size)]
+    return Divided(DocumentText("", BETWEEN.join(composed.chunks)), parts)
 
 
-def select_parts(encoder: MiniLmEncoder, composed: Composed, size: int, centroids: int) -> list[int]:
-    """For each question the part of `size` chunks that the router's scoring puts first among all of the text."""
-    index = TenantIndex("benchmark", encoder.dimension)
-    entries = []
-    for part in range(-(-len(composed.chunks) // size)):
-        chunks = composed.chunks[part * size:(part + 1) * size]
-        entries.append(AdapterEntry.of_document(
-            adapter_id=str(part), tenant_id="benchmark", document_id="document", title="", text="\n\n".join(chunks),
-            centroids=document_centroids(encoder, "", chunks, centroids)))
-    index.update(entries)
-    vectors = encoder.embed([asked.question for asked in composed.asked])
-    return [int(index.search(vector, words(asked.question), limit=1)[0].entry.adapter_id)
-            for vector, asked in zip(vectors, composed.asked, strict=True)]
+@dataclass
+class Recall:
+    """By method, the share of right answers, and of questions whose adapter was of text that holds the answer; and how
+    many part adapters a text has as served, on average."""
+
+    right: dict[str, float]
+    selected: dict[str, float]
+    parts: float
 
 
 class Setting:
     """Texts of one size, asked by every method."""
 
-    def __init__(self, pair: Pair, encoder: MiniLmEncoder, texts: Sequence[Composed]) -> None:
+    def __init__(self, pair: Pair, encoder: MiniLmEncoder, texts: Sequence[Composed], one_document: bool) -> None:
         self._pair = pair
         self._encoder = encoder
         self._texts = texts
+        self._one_document = one_document
         adapters = iter(pair.adapters([chunk for text in texts for chunk in text.chunks]))
         self._adapters = [[next(adapters) for _ in text.chunks] for text in texts]
         self._rank = self._adapters[0][0].rank
         self._known: dict[tuple[int, Key, bool, int], bool] = {}  # of text, chunks, whether cut down, question
-        self._centroids = RouterConfig().centroids_per_adapter
 
-    def recall(self) -> dict[str, float]:
-        """Share of right answers by method, and of rightly selected parts."""
+    def recall(self) -> Recall:
+        """What each method answered right."""
         chunks = len(self._texts[0].chunks)
         everything = tuple(range(chunks))
-        rows: dict[str, float] = {}
-        rows["concatenated"] = self._share([[everything] * len(text.asked) for text in self._texts], cut=False)
-        rows["merged"] = self._share([[everything] * len(text.asked) for text in self._texts], cut=True)
+        found = Recall({}, {}, 0.0)
+        self._as_served(found)
+        found.right["concatenated"] = self._share([[everything] * len(text.asked) for text in self._texts], cut=False)
+        found.right["merged"] = self._share([[everything] * len(text.asked) for text in self._texts], cut=True)
         for size in PARTS:
-            chosen = [select_parts(self._encoder, text, size, self._centroids) for text in self._texts]
+            chosen = []
+            for text in self._texts:
+                router = PartRouter(self._encoder, [by_chunks(text, size)])
+                chosen.append([router.within(0, asked.question) for asked in text.asked])
             keys = [[everything[part * size:(part + 1) * size] for part in parts] for parts in chosen]
-            rows[f"parts of {size}"] = self._share(keys, cut=False)
-            rows[f"selected, parts of {size}"] = _mean(
+            found.right[f"parts of {size}"] = self._share(keys, cut=False)
+            found.selected[f"parts of {size}"] = _mean(
                 asked.chunk in key for text, wanted in zip(self._texts, keys, strict=True)
                 for asked, key in zip(text.asked, wanted, strict=True))
-        rows["right part"] = self._share([[(asked.chunk,) for asked in text.asked] for text in self._texts], cut=False)
-        prompts = [("\n\n".join(text.chunks), asked.question) for text in self._texts for asked in text.asked]
+        found.right["right part"] = self._share([[(asked.chunk,) for asked in text.asked] for text in self._texts],
+                                                cut=False)
+        prompts = [(BETWEEN.join(text.chunks), asked.question) for text in self._texts for asked in text.asked]
         answers = iter(self._pair.ask(prompts, [None] * len(prompts)))
-        rows["in context"] = _mean(exact_match(next(answers), [asked.answer]) for text in self._texts
-                                   for asked in text.asked)
-        return rows
+        found.right["in context"] = _mean(exact_match(next(answers), [asked.answer]) for text in self._texts
+                                          for asked in text.asked)
+        return found
+
+    def _as_served(self, found: Recall) -> None:
+        """The generator's own parts; with documents, the router chooses among the parts of all of them."""
+        questions, adapters, held, count = [], [], [], 0
+        for text in self._texts:
+            posted = [BETWEEN.join(text.chunks)] if self._one_document else text.chunks
+            divided, loras = self._pair.documents([DocumentText("", one) for one in posted])
+            router = PartRouter(self._encoder, divided)
+            count += sum(map(len, loras))
+            for asked in text.asked:
+                i, part = router.among(asked.question)
+                questions.append(asked)
+                adapters.append(loras[i][part])
+                held.append(contains_value(divided[i].text(part), asked.answer))
+        answers = self._pair.ask([asked.question for asked in questions], adapters)
+        found.right["as served"] = _mean(exact_match(answer, [asked.answer])
+                                         for answer, asked in zip(answers, questions, strict=True))
+        found.selected["as served"] = _mean(held)
+        found.parts = round(count / len(self._texts), 2)
 
     def _share(self, keys: Sequence[Sequence[Key]], cut: bool) -> float:
         """Share of right answers where each question is asked with the adapter of the chunks in its key."""
@@ -210,22 +193,25 @@ def measure(questions: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     ones: dict[int, dict[str, float]] = {}
     for kind, count, facts in cells:
+        begun = time.perf_counter()
         rng = Random(f"{SEED}-{kind}-{count}-{facts}")
         each = min(QUESTIONS_A_TEXT, count * facts)
-        texts = [sample(rng, count, facts, kind != "documents", each) for _ in range(-(-questions // each))]
-        recall = Setting(pair, encoder, texts).recall()
-        one = ones.setdefault(facts, recall)  # one chunk comes first
-        ratios = {name: round(share / one[name], 4) for name, share in recall.items()
-                  if not name.startswith("selected") and one[name]}
+        one_document = kind != "documents"
+        texts = [sample(rng, count, facts, one_document, each) for _ in range(-(-questions // each))]
+        recall = Setting(pair, encoder, texts, one_document).recall()
+        one = ones.setdefault(facts, recall.right)  # one chunk comes first
+        ratios = {name: round(share / one[name], 4) for name, share in recall.right.items() if one[name]}
         rows.append({"composed": kind, "count": count, "facts_each": facts, "texts": len(texts),
-                     "questions": sum(len(text.asked) for text in texts), "recall": recall, "ratio_to_one": ratios})
+                     "questions": sum(len(text.asked) for text in texts), "parts_as_served": recall.parts,
+                     "recall": recall.right, "ratio_to_one": ratios, "selected": recall.selected,
+                     "seconds": round(time.perf_counter() - begun, 1)})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: recall, with the ratio to one chunk of as many facts in brackets, and how often the part was right."""
-    names = [name for name in rows[0]["recall"] if not name.startswith("selected")]
+    names = list(rows[0]["recall"])
     lines = ["| composed | number | facts in each | questions | " + " | ".join(names) + " |",
              "|---" * (len(names) + 4) + "|"]
     for row in rows:
@@ -235,12 +221,15 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells.append(f"{row['recall'][name]:.3f} ({'-' if ratio is None else format(ratio, '.2f')})")
         lines.append(f"| {row['composed']} | {row['count']} | {row['facts_each']} | {row['questions']} | "
                      + " | ".join(cells) + " |")
-    lines += ["", "How often the router's scoring selected the part that holds the answer:", "",
-              "| composed | number | facts in each | " + " | ".join(f"parts of {size}" for size in PARTS) + " |",
-              "|---" * (len(PARTS) + 3) + "|"]
+    names = list(rows[0]["selected"])
+    lines += ["", "How often the selected adapter is of text that holds the answer, and how many part adapters a text "
+              "has as served:", "",
+              "| composed | number | facts in each | " + " | ".join(names) + " | parts as served |",
+              "|---" * (len(names) + 4) + "|"]
     for row in rows:
         lines.append(f"| {row['composed']} | {row['count']} | {row['facts_each']} | "
-                     + " | ".join(f"{row['recall'][f'selected, parts of {size}']:.3f}" for size in PARTS) + " |")
+                     + " | ".join(f"{row['selected'][name]:.3f}" for name in names)
+                     + f" | {row['parts_as_served']:.1f} |")
     return lines
 
 
@@ -248,13 +237,14 @@ def main() -> None:
     """Measure and write both files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--questions", type=int, default=192, help="questions in each row, about")
+    parser.add_argument("--questions", type=int, default=96, help="questions in each row, about")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     rows = measure(options.questions)
-    lines = ["Recall (exact match, closed book) by how much is composed; in brackets the ratio to one chunk.",
+    lines = ["Recall (exact match of the whole answer) by how much is composed; in brackets the ratio to one chunk. "
+             "Methods: see benchmarks/composition.py.",
              f"Machine: {machine()}. Model: nano. Rank cap {RANK_CAP}.", "", *table(rows)]
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "composition.md").write_text("\n".join(lines) + "\n")

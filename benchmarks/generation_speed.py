@@ -61,7 +61,6 @@ class Scale:
     lengths: tuple[int, ...]
     batches: tuple[int, ...]
     documents: int
-    rounds: int = 3
 
 
 @dataclass
@@ -196,7 +195,7 @@ def rows_of(label: str, documents: Sequence[DocumentText], measured: dict[str, M
     for name, one in measured.items():
         p50, p95 = np.percentile(one.seconds, (50, 95))
         rows.append({"length": label, "documents": len(documents), "way": name,
-                     "documents_per_s": round(one.documents / sum(one.seconds), 2), "p50_ms": round(p50 * 1e3, 2),
+                     "documents_per_s": round(one.documents / sum(one.seconds), 5), "p50_ms": round(p50 * 1e3, 2),
                      "p95_ms": round(p95 * 1e3, 2), "peak_mib": round(one.peak / 2**20, 1)})
     return rows
 
@@ -234,7 +233,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         own, theirs = (speeds.get((row["length"], way)) for way in ("one by one", "upstream, one by one"))
         ratios = [f"{row['documents_per_s'] / other:.2f}" if other else "-" for other in (own, theirs)]
-        lines.append(f"| {row['length']} | {row['way']} | {row['documents_per_s']} | {ratios[0]} | {ratios[1]} | "
+        lines.append(f"| {row['length']} | {row['way']} | {row['documents_per_s']:.2f} | {ratios[0]} | {ratios[1]} | "
                      f"{row['p50_ms']} | {row['p95_ms']} | {row['peak_mib']} |")
     return lines
 
@@ -244,6 +243,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=["nano", *SCALES], default="nano")
     parser.add_argument("--upstream", type=Path, help="a checkout of upstream's repository; not for nano")
+    parser.add_argument("--documents", type=int, help="of each length; by default as many as the shape says")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
@@ -257,7 +258,8 @@ def main() -> None:
         if options.shape == "nano":
             device = torch.device("cpu")
             generator = HypernetGenerator.load(hypernet_dir(), base_dir())
-            rows = run(generator, None, NANO_LENGTHS, NANO_BATCHES, NANO_DOCUMENTS, 3, device)
+            rows = run(generator, None, NANO_LENGTHS, NANO_BATCHES, options.documents or NANO_DOCUMENTS,
+                       options.rounds, device)
         else:
             scale, folder = SCALES[options.shape], Path(name)
             tensors = random_pair(scale, folder, device)
@@ -265,7 +267,8 @@ def main() -> None:
             if options.upstream:
                 upstream = Upstream(options.upstream, folder / "base", scale.network, tensors, device)
             settings = {"base": scale.base, "network": asdict(scale.network)}
-            rows = run(generator, upstream, scale.lengths, scale.batches, scale.documents, scale.rounds, device)
+            rows = run(generator, upstream, scale.lengths, scale.batches, options.documents or scale.documents,
+                       options.rounds, device)
     where = f"GPU: {torch.cuda.get_device_name()}" if device.type == "cuda" else machine()
     kind = "the shipped nano pair" if options.shape == "nano" else f"{options.shape}, random weights"
     lines = ["Documents to adapters. A document in a batch waits for the whole batch; memory is what comes on top of "

@@ -1,7 +1,12 @@
 """Upstream's own Doc-to-LoRA code (github.com/SakanaAI/doc-to-lora), from a checkout, as a benchmark's other side.
 
-Its classes are imported and run as they are, on our random weights. It needs the packages einops and jaxtyping. Two
-things are stood in for, since they are missing off a large GPU machine:
+Its classes are imported and run as they are, on our random weights. Of the checkout only `src` is read. It needs the
+package jaxtyping, which goes into a folder beside the project, since nothing else here needs it:
+
+    .venv/bin/python -m pip install --no-deps --target FOLDER jaxtyping wadler-lindig
+    PYTHONPATH=FOLDER .venv/bin/python -m benchmarks.generation_speed --shape small-gemma-2 --upstream CHECKOUT
+
+Two things are stood in for, since they are missing off a large GPU machine:
 
 - `datasets`, which its text processing imports and which making an adapter never uses
 - flash attention, which its perceiver insists on: PyTorch's scaled-dot-product attention, one call for all layers

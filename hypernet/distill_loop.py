@@ -1,6 +1,7 @@
 """Gradient steps on one document's LoRA adapter: from nothing, or from the adapter that a hypernetwork made.
 
-The adapted base learns to say closed book what the base says with the document in context (`hypernet.distill_teacher`).
+The adapted base learns to say closed book what the base says with the document in context, or what the text itself says
+where the base misreads it (`hypernet.distill_teacher`).
 PEFT carries the factors; the base itself is frozen, and is as before after every run.
 """
 
@@ -10,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from hypernet.lora import LoraAdapter
 _NAME = "document"
 _NANO_WIDTH = 192
 _MAX_CHUNKS = 1024
+_STARTED = 0.3  # larger steps undo what a hypernetwork's adapter answers to questions that nothing trains
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class DistillSettings:
     seconds: float = 60.0
     """Wall-clock limit, teacher included. At least one step is made."""
     learning_rate: float | None = None
-    """Adam's rate, which falls to 0 over the steps. None: `rate_for` the base and the modules."""
+    """Adam's rate, which falls to 0 over the steps. None: `rate_for` the base, the modules and the start."""
     rank: int = 8
     """Rank of an adapter made from nothing."""
     target_modules: tuple[str, ...] = tuple(sorted(MODULE_PARENTS))
@@ -101,12 +103,14 @@ class Distilled:
     questions: int
 
 
-def rate_for(base: PreTrainedModel, modules: Sequence[str]) -> float:
+def rate_for(base: PreTrainedModel, modules: Sequence[str], started: bool = False) -> float:
     """Adam's learning rate: at nano's width 1e-2 where one kind of module has factors, else 3e-3.
 
-    Falls with the root of the width, which is an extrapolation: it is not measured on larger bases.
+    Of that `_STARTED` where the adapter is not made from nothing. Falls with the root of the width, which is an
+    extrapolation: it is not measured on larger bases.
     """
-    return (1e-2 if len(modules) == 1 else 3e-3) * math.sqrt(_NANO_WIDTH / int(_text_config(base).hidden_size))
+    rate = 1e-2 if len(modules) == 1 else 3e-3
+    return rate * (_STARTED if started else 1.0) * math.sqrt(_NANO_WIDTH / int(_text_config(base).hidden_size))
 
 
 def _text_config(base: PreTrainedModel) -> Any:
@@ -136,14 +140,22 @@ class Distiller:
         longest = int(getattr(_text_config(self.base), "max_position_embeddings", None) or 1 << 20)
         return max(16, min(self.settings.context_tokens, longest - self.settings.answer_tokens - 128))
 
-    def chunks(self, document: DocumentText) -> list[Chunk]:
-        """The parts of a document that the teacher reads one at a time. Raises DocumentError where it is empty."""
-        return chunk_document(document, self.tokenizer, self.context_tokens, self.context_tokens, _MAX_CHUNKS)
+    def chunks(self, document: DocumentText, spans: Sequence[tuple[int, int]] = ()) -> list[Chunk]:
+        """What the teacher reads at a time of the text's spans, in characters, or of all of it. Raises DocumentError
+        where that is empty."""
+        found: list[Chunk] = []
+        for first, last in spans or [(0, len(document.text))]:
+            part = DocumentText(document.title, document.text[first:last])
+            found += [replace(chunk, start=first + chunk.start, end=first + chunk.end) for chunk in chunk_document(
+                part, self.tokenizer, self.context_tokens, self.context_tokens, _MAX_CHUNKS)]
+        return found
 
     def distill(self, document: DocumentText, questions: Sequence[str] = (), start: LoraAdapter | None = None,
                 rank: int | None = None, on_progress: Callable[[float], None] = _no_progress,
-                cancelled: Callable[[], bool] = _never, settings: DistillSettings | None = None) -> Distilled:
-        """An adapter of the document, from zero or from `start`, whose modules and rank it keeps.
+                cancelled: Callable[[], bool] = _never, settings: DistillSettings | None = None,
+                spans: Sequence[tuple[int, int]] = ()) -> Distilled:
+        """An adapter of the document, or only of `spans` of its text, from zero or from `start`, whose modules and rank
+        it keeps.
 
         Without `questions` they are made from the text. A `rank` above the start's adds empty ranks. `on_progress`
         gets the share done, 0 to 1; `cancelled` is asked before every step and every answer token of the teacher.
@@ -151,7 +163,7 @@ class Distiller:
         ValueError where `rank` is below the start's or a module is not in the base.
         """
         settings = settings or self.settings
-        chunks = self.chunks(document)
+        chunks = self.chunks(document, spans)
         if questions:
             exercises = assign(questions, [chunk.text for chunk in chunks])
         else:
@@ -168,7 +180,7 @@ class Distiller:
         initial = self._initial(start, rank, settings)
         targets = teach(self.base, self.tokenizer, exercises, settings.top_k, settings.answer_tokens, cancelled)
         with trainable(self.base, initial) as (model, factors):
-            rate = settings.learning_rate or rate_for(self.base, initial.target_modules)
+            rate = settings.learning_rate or rate_for(self.base, initial.target_modules, start is not None)
             run = _Run(model, factors, targets, settings, rate)
             stopped = run.until_done(begun + settings.seconds, on_progress, cancelled)
             tensors = {path: (a.float().cpu(), b.float().cpu()) for path, (a, b) in run.best.items()}

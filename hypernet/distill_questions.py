@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from hypernet.distill_teacher import Exercise
 from hypernet.documents import Chunk, DocumentText
-from hypernet.probes import ask_base, make_probes
+from hypernet.probes import ask_base, make_probes, text_answers
 
 GENERAL = ("What is this text about?", "What are the main points of this text?", "Summarise the text in one sentence.")
 """Asked where a text gives no question of its own."""
@@ -37,9 +37,12 @@ def training_questions(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     """For each chunk at most `limit` questions by templates and `own` written by the base, else the general ones."""
     exercises = []
     for chunk in chunks:
-        found = [probe.question for probe in make_probes(document, [(chunk.start, chunk.end)], limit, wording)]
+        spans = [(chunk.start, chunk.end)]
+        found = [probe.question for probe in make_probes(document, spans, limit, wording)]
         if own:
             part = DocumentText(document.title, document.text[chunk.start:chunk.end])
             found += [probe.question for probe in ask_base(base, tokenizer, part, own)]
-        exercises += [Exercise(chunk.text, question) for question in dict.fromkeys(found or GENERAL)]
+        answers = text_answers(document, spans)
+        exercises += [Exercise(chunk.text, question, answers.get(question))
+                      for question in dict.fromkeys(found or GENERAL)]
     return exercises

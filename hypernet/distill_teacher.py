@@ -2,8 +2,9 @@
 
 Context distillation (Askell et al. 2021, arXiv 2112.00861; Snell et al. 2022, arXiv 2209.15189) with the top-k targets
 of Doc-to-LoRA (arXiv 2602.15902): the base answers each question greedily with its document in the prompt, and the k
-most probable tokens at every place of that answer are what the adapted base has to predict closed book. Shapes: Q
-questions, P prompt tokens, A answer tokens, k targets, V vocabulary.
+most probable tokens at every place of that answer are what the adapted base has to predict closed book. A small base
+misreads its document or says that it does not know; where the text's own answer is known and the base's lacks it, the
+text's own is taught. Shapes: Q questions, P prompt tokens, A answer tokens, k targets, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from hypernet.prompts import closed_book, in_context
+from hypernet.evaluation.scoring import contains_value
+from hypernet.prompts import answer_ids, closed_book, in_context
 
 BATCH_TOKENS = 8192
 """Padded tokens in one pass, at most, unless a single row has more."""
@@ -32,10 +34,11 @@ BATCH_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question, and the text that answers it."""
+    """A question, and the text that answers it. `answer`: the value that stands there, where that is known."""
 
     context: str
     question: str
+    answer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,20 @@ def answer_greedily(base: PreTrainedModel, prompts: Sequence[list[int]], ends: S
     return [found[i] for i in range(len(prompts))]
 
 
+def _certain(answer: list[int], like: Tensor) -> tuple[list[int], Tensor, Tensor]:
+    """An answer as `answer_greedily` gives them, of which every token is certain; k and the device are those of `like`
+    `[*, k]`."""
+    top = torch.zeros((len(answer), like.size(1)), dtype=torch.long, device=like.device)
+    top[:, 0] = torch.tensor(answer)
+    probabilities = torch.zeros(top.shape, device=like.device)
+    probabilities[:, 0] = 1.0
+    return answer, top, probabilities
+
+
 def teach(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, exercises: Sequence[Exercise], k: int,
           answer_tokens: int, cancelled: Callable[[], bool] = lambda: False) -> Targets:
-    """The base's answers to `exercises` with their contexts in the prompt, as closed-book targets.
+    """The base's answers to `exercises` with their contexts in the prompt, or the text's own where those lack them, as
+    closed-book targets.
 
     Raises ValueError without exercises or where the tokenizer has no chat template.
     """
@@ -151,6 +165,10 @@ def teach(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, exercises: 
         raise ValueError("questions: is empty; at least one is needed")
     answered = answer_greedily(base, [in_context(tokenizer, one.context, one.question) for one in exercises],
                                end_tokens(base, tokenizer), answer_tokens, k, cancelled)
+    for i, one in enumerate(exercises):
+        said = str(tokenizer.decode(answered[i][0], skip_special_tokens=True))
+        if one.answer and not contains_value(said, one.answer):
+            answered[i] = _certain(answer_ids(tokenizer, one.answer)[:answer_tokens], answered[i][1])
     prompts, prompt_mask = pad_left([closed_book(tokenizer, one.question) for one in exercises], base.device)
     size, longest = len(exercises), max(len(answer) for answer, _, _ in answered)
     width = answered[0][1].size(-1)

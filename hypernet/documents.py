@@ -2,7 +2,8 @@
 
 Cuts follow the text's structure: sections, then paragraphs, list items, table rows and lines of code, then sentences,
 and words only where nothing else is left. A chunk is headed by what a reader of it alone would miss: the document's
-title, the headings above it, and the header row of a table that it continues.
+title, the headings above it, the line that names what it lists, the header row of a table that it continues, and the
+name that an "It" at its start stands for.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from hypernet.blocks import Block, parse
+from hypernet.names import context, is_first_of_several, is_naming_line, is_sentence, parts_at_names
 
 _BREAK = re.compile(r"\n\s*\n|\n|(?<=[.!?])\s+")
 _CHARACTERS_PER_TOKEN = 16  # more than any real text has on average; a span longer than that is cut uncounted
 _FINER = (1, 4, 16)  # divisors of a chunk's room, tried in turn as the bound of one uncut sentence or line
 _MOST_PARSED = 400_000  # characters; the structure of a longer text is not looked for, since odd ones take long
+_NAMED = ("paragraph", "list", "item")  # blocks in which a line may name those below it
 _WHOLE = 2  # lists and tables of up to so many times the target length stay in one chunk
 
 
@@ -57,7 +60,7 @@ class Chunk:
 @dataclass(frozen=True)
 class _Unit:
     """What is not cut any further: a span and its tokens; what goes before it where a chunk begins with it, and the
-    tokens of that; whether a section begins here."""
+    tokens of that; whether a section begins here, and whether it only names what comes after it."""
 
     start: int
     end: int
@@ -65,6 +68,7 @@ class _Unit:
     lead: str = ""
     lead_tokens: int = 0
     section: bool = False
+    opening: bool = False
 
 
 def _pieces(text: str, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -116,7 +120,7 @@ class _Cutter:
         """Sentences and lines, whatever the structure, in pieces of at most `limit` tokens."""
         for first, last in _pieces(self._text, 0, len(self._text)):
             for span in _split_long(self._text, first, last, self._tokenizer, limit):
-                yield _Unit(*span)
+                yield self._unit(*span)
 
     def structured(self) -> Iterator[_Unit]:
         """Blocks that fit, and their parts, each led by the headings above it."""
@@ -158,10 +162,16 @@ class _Cutter:
         """The block as one unit where it may stay whole, else its parts."""
         room = max(1, self._room - lead_tokens)
         most = min(self._most[block.kind], room)
+        named = parts_at_names(self._text, block.start, block.end) if block.kind in _NAMED else []
+        if len(named) > 1:
+            # What lines such as "Corvo:" name are sections, even within what Markdown takes for one list.
+            for start, end in named:
+                yield from self._lines(start, end, lead, lead_tokens, room)
+            return
         if self._near(block.start, block.end):
             tokens = self._count(self._text[block.start:block.end])
             if tokens <= most:
-                yield _Unit(block.start, block.end, tokens, lead, lead_tokens)
+                yield self._unit(block.start, block.end, tokens, lead, lead_tokens)
                 return
         if block.kind == "table":
             yield from self._rows(block, lead, lead_tokens)
@@ -169,9 +179,17 @@ class _Cutter:
             for inner in block.inner:
                 yield from self._of(inner, lead, lead_tokens)
         else:
-            for first, last in _pieces(self._text, block.start, block.end):
-                for span in _split_long(self._text, first, last, self._tokenizer, room):
-                    yield _Unit(*span, lead, lead_tokens)
+            yield from self._lines(block.start, block.end, lead, lead_tokens, room)
+
+    def _lines(self, start: int, end: int, lead: str, lead_tokens: int, room: int) -> Iterator[_Unit]:
+        """Sentences and lines of the span `start:end`, each of at most `room` tokens."""
+        for first, last in _pieces(self._text, start, end):
+            for span in _split_long(self._text, first, last, self._tokenizer, room):
+                yield self._unit(*span, lead, lead_tokens)
+
+    def _unit(self, start: int, end: int, tokens: int, lead: str = "", lead_tokens: int = 0) -> _Unit:
+        names = is_naming_line(self._text, start, end)
+        return _Unit(start, end, tokens, lead, lead_tokens, section=names, opening=names)
 
     def _rows(self, table: Block, lead: str, lead_tokens: int) -> Iterator[_Unit]:
         """Rows; all but the first, which stands below the header as it is, are led by a copy of the header."""
@@ -199,7 +217,7 @@ class _Cutter:
         return end - start <= self._room * _CHARACTERS_PER_TOKEN
 
     def _count(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False)) if text else 0
+        return _count(self._tokenizer, text)
 
 
 def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_tokens: int, max_tokens: int,
@@ -216,12 +234,18 @@ def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_token
     if not text.strip():
         raise DocumentError("text: is empty; at least one character other than white space is needed")
     head = f"{document.title.strip()}\n\n" if document.title.strip() else ""
-    head_tokens = len(tokenizer.encode(head, add_special_tokens=False))
+    head_tokens = _count(tokenizer, head)
     if head_tokens > max_tokens // 2:
         raise DocumentError(f"title: has {head_tokens} tokens; at most {max_tokens // 2} are allowed")
     if head_tokens > target_tokens:
         # A whole sentence rather than a name, such as the first line of a text without a title: it stands in the text.
         head, head_tokens = "", 0
+    elif is_first_of_several(text, document.title) or (
+            is_sentence(document.title) and text.lstrip().startswith(document.title.strip())):
+        if len(text) > 2 * target_tokens * _CHARACTERS_PER_TOKEN or _is_several(_count(tokenizer, text), target_tokens,
+                                                                               head_tokens):
+            # Taken from a text without a title: above all chunks it would state its fact, or name its subject, in each.
+            head, head_tokens = "", 0
     room = max_tokens - head_tokens
     target = max(target_tokens - head_tokens, target_tokens // 2)
     cutter = _Cutter(document, tokenizer, target, room)
@@ -243,8 +267,22 @@ def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_token
     chunks = []
     for first, last in groups:
         start, end = units[first].start, units[last].end
-        chunks.append(Chunk(head + units[first].lead + text[start:end].strip(), start, end))
+        lead, body = head + units[first].lead, text[start:end].strip()
+        name = context(text, start)
+        if name and name.casefold() not in lead.casefold():
+            named = f"{lead}{name}\n{body}"
+            lead = named.removesuffix(body) if _count(tokenizer, named) <= max_tokens else lead
+        chunks.append(Chunk(lead + body, start, end))
     return chunks
+
+
+def _count(tokenizer: TokenCounter, text: str) -> int:
+    return len(tokenizer.encode(text, add_special_tokens=False)) if text else 0
+
+
+def _is_several(tokens: int, target: int, head_tokens: int) -> bool:
+    """Whether a text of so many tokens takes more than one chunk, each with a title of `head_tokens`."""
+    return round(tokens / max(target - head_tokens, target // 2)) > 1
 
 
 def _bounded(units: Iterator[_Unit], room: int, max_chunks: int) -> list[_Unit]:
@@ -263,7 +301,8 @@ def _fill(units: Sequence[_Unit], target: int, room: int, max_chunks: int,
           by_section: bool) -> list[tuple[int, int]] | None:
     """Consecutive units packed to `target` tokens, or to more where that takes too many chunks; None if impossible.
 
-    `by_section`: a chunk of half the target or more ends where a section begins.
+    `by_section`: a chunk of half the target or more ends where a section begins. No chunk ends with a line that only
+    names what comes after it, where there is room.
     """
     while True:
         groups: list[tuple[int, int]] = []
@@ -272,8 +311,12 @@ def _fill(units: Sequence[_Unit], target: int, room: int, max_chunks: int,
             # A unit joins where that brings the chunk nearer to the target than leaving it out.
             full = used + unit.tokens > room or used + unit.tokens / 2 > target
             if full or (by_section and unit.section and 2 * used >= target):
-                groups.append((first, i - 1))
-                used, first = unit.lead_tokens, i
+                last = i - 1
+                if units[last].opening and last > first and units[last].tokens + unit.tokens + unit.lead_tokens <= room:
+                    last -= 1
+                groups.append((first, last))
+                first = last + 1
+                used = units[first].lead_tokens + sum(one.tokens for one in units[first:i])
             used += unit.tokens
         groups.append((first, len(units) - 1))
         if len(groups) <= max_chunks:

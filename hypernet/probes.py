@@ -207,8 +207,8 @@ def _telling(sentence: str, known: str) -> tuple[int, int, str] | None:
         for match in reversed(list(pattern.finditer(sentence))):
             if known.count(re.sub(r"['’]s$", "", match[0])) <= 1 and match.span() != (0, len(sentence)):
                 return match.start(), match.end(), "what" if word == "who" and not _is_person(match[0]) else word
-    match = _TAIL.search(sentence)
-    return (*match.span(1), "what") if match else None
+    tail = _TAIL.search(sentence)
+    return (*tail.span(1), "what") if tail else None
 
 
 def _by_cloze(start: int, sentence: str, known: str) -> Found | None:
@@ -349,6 +349,15 @@ def make_probes(document: DocumentText, spans: Sequence[tuple[int, int]] | None,
     chosen = _spread([fact for fact in facts if not fact.cloze], limit)
     chosen += _spread([fact for fact in facts if fact.cloze], limit - len(chosen))
     return [Probe(fact.questions[wording]) for fact in sorted(chosen, key=lambda fact: fact.start)]
+
+
+def text_answers(document: DocumentText, spans: Sequence[tuple[int, int]] | None) -> dict[str, str]:
+    """What the text itself answers to the questions of `make_probes`, in any wording."""
+    answers: dict[str, str] = {}
+    for fact in find_facts(document, spans):
+        for question in fact.questions:
+            answers.setdefault(question, fact.value)
+    return answers
 
 
 # --- questions of the base itself -------------------------------------------------------------------------------------

@@ -7,33 +7,37 @@ from collections.abc import Sequence
 import numpy as np
 
 from router.embed import Encoder, Vectors
-from router.text import sentences
+from router.text import part_title, sentences
 
 MAX_PASSAGES = 256
 """Passages embedded of one document (about a second on one core); longer ones are sampled evenly."""
 
 
-def document_centroids(encoder: Encoder, title: str, chunks: Sequence[str], k: int) -> Vectors:
+def document_centroids(
+    encoder: Encoder, title: str, chunks: Sequence[str], k: int, *, part: bool = False
+) -> Vectors:
     """Condense a document into float32 [n, dimension], 1 <= n <= k, rows L2-normalised.
 
     Each chunk and each sentence is embedded behind the title, since a sentence such as "It weighs 3 kg." alone does
-    not say what it is about. Raises ValueError when k < 1 or neither title nor chunks hold any text.
+    not say what it is about. With `part` the chunks are one part of several, which have the title in
+    common: it stands before them where it is a name, and is no passage of its own. Raises ValueError when k < 1 or
+    neither title nor chunks hold any text.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    texts = passages(title, chunks)
+    texts = passages(title, chunks, part=part)
     if not texts:
         raise ValueError("a document without text has no centroids")
     vectors = encoder.embed(texts)
     return vectors if len(vectors) <= k else _cluster(vectors, k)
 
 
-def passages(title: str, chunks: Sequence[str]) -> list[str]:
+def passages(title: str, chunks: Sequence[str], *, part: bool = False) -> list[str]:
     """The texts to embed: title, title with chunk, title with sentence; distinct, at most MAX_PASSAGES."""
-    title = title.strip()
+    title = part_title(title) if part else title.strip()
     whole = [f"{title}\n{chunk.strip()}".strip() for chunk in chunks if chunk.strip()]
     single = [f"{title}: {sentence}" if title else sentence for chunk in chunks for sentence in sentences(chunk)]
-    texts = list(dict.fromkeys([*([title] if title else []), *whole, *single]))
+    texts = list(dict.fromkeys([*([title] if title and not (part and whole) else []), *whole, *single]))
     if len(texts) <= MAX_PASSAGES:
         return texts
     return [texts[i] for i in np.linspace(0, len(texts) - 1, MAX_PASSAGES).astype(int)]

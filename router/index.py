@@ -11,6 +11,8 @@ with each word counting by the logarithm of its rarity among the documents searc
 
 A long document has several adapters, each of a part of its text, and is as good as its best part, which is the one
 that answers. Rarity counts documents, not parts: a name that all parts of one document share is no common word.
+Which of its parts is best is another question. There rarity counts parts: what all of them say, above all the name of
+what the document is about, is no evidence for any.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import chain
 
@@ -27,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from router.embed import Vectors
-from router.scoring import WordWeights, rank, relevance
-from router.text import heading, words
+from router.scoring import PartWeights, WordWeights, rank, relevance
+from router.text import heading, part_title, words
 
 MAX_RESCORED = 256
 """Adapters nearest by vector that are then scored by words."""
@@ -50,7 +52,8 @@ class State(StrEnum):
 class AdapterEntry:
     """One adapter: its centroids (float32 [n, dimension], L2-normalised) and the words of what it was made from.
 
-    That is part `part` (from 0) of `parts` of the document, or all of it where `parts` is 1.
+    That is part `part` (from 0) of `parts` of the document, or all of it where `parts` is 1. `part_words` are the words
+    to compare with those of other parts.
     """
 
     adapter_id: str
@@ -60,6 +63,7 @@ class AdapterEntry:
     centroids: Vectors = field(repr=False)
     words: frozenset[str] = field(repr=False)
     heading_words: frozenset[str] = field(repr=False)
+    part_words: frozenset[str] = field(default=frozenset(), repr=False)
     collection_id: str | None = None
     state: State = State.READY
     part: int = 0
@@ -79,12 +83,14 @@ class AdapterEntry:
         spans: Sequence[Span] = (),
         part: int = 0,
         parts: int = 1,
+        contexts: Sequence[str] = (),
     ) -> AdapterEntry:
         """An entry with the words of a document's title and of its text, or of those `spans` of the text alone.
 
-        The heading is the document's in any case, as all its parts are about what it names.
+        The heading is the document's in any case, as all its parts are about what it names. `contexts` are names that
+        belong to the spans though they stand before them.
         """
-        covered = "\n".join(text[start:end] for start, end in spans) if spans else text
+        covered = "\n".join([*contexts, *(text[start:end] for start, end in spans)]) if spans else text
         return cls(
             adapter_id=adapter_id,
             tenant_id=tenant_id,
@@ -93,6 +99,7 @@ class AdapterEntry:
             centroids=centroids,
             words=words(f"{title}\n{covered}"),
             heading_words=words(heading(title, text)),
+            part_words=words(f"{part_title(title)}\n{covered}") if parts > 1 else frozenset(),
             collection_id=collection_id,
             state=state,
             part=part,
@@ -215,25 +222,33 @@ class TenantIndex:
         self, vector: Vectors, query_words: Collection[str], scope: Scope | None = None, limit: int = 5
     ) -> list[Scored]:
         """The best `limit` documents within `scope`, best first, each with its adapter, or with that of the
-        part that fits best.
+        part that fits best among its parts. The score is the document's, that of its best adapter.
 
         `vector` is float32 [dimension], L2-normalised. What lies outside the scope is filtered before the search and
         has no influence on results or scores. Raises ValueError for a vector that is not finite or of another shape.
         """
+        found = self._results(vector, query_words, scope or Scope())
         results: dict[str, Scored] = {}
-        for result in self._results(vector, query_words, scope or Scope()):
+        for result in found:
             results.setdefault(result.entry.document_id, result)  # they come best first
             if len(results) == limit:
                 break
-        return list(results.values())
+        parts: dict[str, list[Scored]] = {document_id: [] for document_id in results}
+        for result in found:
+            if result.entry.parts > 1 and result.entry.document_id in parts:
+                parts[result.entry.document_id].append(result)
+        return [
+            replace(result, entry=_by_part(parts[document_id], query_words)[0].entry) if parts[document_id] else result
+            for document_id, result in results.items()
+        ]
 
     def search_parts(
         self, document_id: str, vector: Vectors, query_words: Collection[str], limit: int = 5
     ) -> list[Scored]:
-        """The best `limit` parts of one document, best first, scored as if there were no other; empty where the
-        document is not here. Raises ValueError as `search` does.
+        """The best `limit` parts of one document, best first, scored as if there were no other and ranked among
+        themselves; empty where the document is not here. Raises ValueError as `search` does.
         """
-        return self._results(vector, query_words, Scope(document_id=document_id))[:limit]
+        return _by_part(self._results(vector, query_words, Scope(document_id=document_id)), query_words)[:limit]
 
     def _results(self, vector: Vectors, query_words: Collection[str], scope: Scope) -> list[Scored]:
         """Adapters within the scope, best first; of more than MAX_RESCORED those that are nearest by vector."""
@@ -314,3 +329,15 @@ def _score(entry: AdapterEntry, similarity: float, weights: WordWeights) -> Scor
     word_share = weights.share(entry.words)
     score = relevance(similarity, word_share)
     return Scored(entry, score, similarity, word_share, rank(score, weights.unsaid(entry.heading_words)))
+
+
+def _by_part(results: Sequence[Scored], query_words: Collection[str]) -> list[Scored]:
+    """The parts of one document, best first, ranked by what tells them apart."""
+    if len(results) < 2:
+        return list(results)
+    weights = PartWeights(query_words, [result.entry.part_words for result in results])
+    ranked = [
+        replace(result, rank=relevance(result.similarity, weights.share(result.entry.part_words)))
+        for result in results
+    ]
+    return sorted(ranked, key=lambda result: (-result.rank, result.entry.part, result.entry.adapter_id))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 WORD_WEIGHT = 0.4
 HEADING_WEIGHT = 0.3
@@ -49,6 +49,21 @@ class WordWeights:
 
     def _tells_apart(self, word: str) -> bool:
         return self._documents < 3 or 2 * self._frequency.get(word, 0) <= self._documents
+
+
+class PartWeights:
+    """How much each word of one query tells between the parts of one document: nothing where all or none hold it."""
+
+    def __init__(self, query_words: Collection[str], parts: Sequence[Collection[str]]) -> None:
+        held = {word: sum(word in part for part in parts) for word in query_words}
+        self._query = {word: math.log(len(parts) / count) for word, count in held.items() if count}
+        self._total = sum(self._query.values())
+
+    def share(self, words: Collection[str]) -> float:
+        """The share, 0..1, of what the query's words tell that a part with these words holds."""
+        if not self._total:
+            return 0.0
+        return sum(weight for word, weight in self._query.items() if word in words) / self._total
 
 
 def relevance(similarity: float, word_share: float) -> float:

@@ -7,6 +7,9 @@ import re
 MAX_WORDS = 20_000
 """Distinct words kept of one document: a bound on memory that a text of a megabyte may reach."""
 
+MAX_NAME = 160
+"""Characters of a title that is a name."""
+
 _WORD = re.compile(r"[^\W_]+(?:['’.,][^\W_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 _MARKUP = " \t-*+#|>:"
@@ -44,6 +47,12 @@ def heading(title: str, text: str) -> str:
         return title.strip()
     # Only the start is looked at, since texts may be long.
     return next(iter(sentences(text[:2000])), "")
+
+
+def part_title(title: str) -> str:
+    """The title as far as it tells what a part is about: empty where it is a sentence, taken from the first part."""
+    title = title.strip()
+    return "" if title.endswith((".", "!", "?")) or len(title) > MAX_NAME else title
 
 
 def _singular(word: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.serve import Application
 
+from serve.checkpoint_rank import check_ranks
 from serve.cluster import check_registry_fits_cluster
 from serve.config import ImprintConfig
 from serve.gpu_share import cluster_gpus, gpu_shares
@@ -21,10 +22,12 @@ _HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
 def build(args: dict[str, Any] | ImprintConfig) -> Application:
     """The application for these ImprintConfig fields. Brings the registry's schema up to date first.
 
-    Raises ConfigError where the registry does not fit the Ray cluster, or its GPUs do not suffice.
+    Raises ConfigError where the registry does not fit the Ray cluster, its GPUs do not suffice, or the engine's rank
+    cap is below the generator's rank.
     """
     config = args if isinstance(args, ImprintConfig) else ImprintConfig(**args)
     check_registry_fits_cluster(config.registry.url)
+    check_ranks(config)
     prepare(config)
     # Imported here, so that reading a configuration does not load the deployments' libraries.
     from serve.deployments.engine import EngineDeployment

@@ -89,7 +89,7 @@ class DistillConfig(Section):
 
 
 class TaskConfig(Section):
-    """Text-to-LoRA for posts with `mode: "task"`. Empty checkpoint: such posts fail with a message.
+    """Text-to-LoRA for posts with `mode: "task"`. Empty checkpoint: such posts are refused.
 
     `encoder` is the text encoder that the checkpoint was trained with, a local folder or a Hugging Face name.
     `trust_remote_code` lets an encoder run the Python code that it brings.

@@ -26,6 +26,7 @@ import httpx
 import psutil
 
 from serve.blobs import BlobStore
+from serve.checkpoint_rank import check_ranks
 from serve.config import ConfigError, ImprintConfig, ServeFile, load_serve_file
 from serve.registry import Registry, RegistryError
 from serve.sweep import sweep
@@ -91,6 +92,7 @@ def sweep_leftovers(config: ImprintConfig, registry: Registry) -> None:
 
 def _serve(file: ServeFile) -> None:
     _check_port(file)
+    check_ranks(file.config)
     _set_environment(environment(file.config))
     # Both read the environment, so not before it is set.
     import ray

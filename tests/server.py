@@ -123,12 +123,14 @@ class Server:
         assert response.status_code == 201, response.text
         return response.json()["secret"]
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples over its labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
         with self.http(self.admin_key) as client:
             text = client.get("/metrics").text
-        values = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        assert values, f"no metric {name} in:\n{text}"
+        samples = re.findall(rf"^{re.escape(name)}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        values = [value for said, value in samples if all(label in said.split(",") for label in wanted)]
+        assert values, f"no metric {name} {labels} in:\n{text}"
         return sum(float(value) for value in values)
 
     def _await_ready(self, offset: int) -> None:

@@ -15,13 +15,14 @@ from hypernet.distill_loop import Distilled, Distiller, DistillSettings
 from hypernet.documents import DocumentText
 from hypernet.gate import GateReport
 from hypernet.lora import LoraAdapter
+from hypernet.probes import Probe, text_answers
 from serve.config import RefineConfig
 from serve.deployments.generator_gate import AdapterGate
 from serve.deployments.generator_leases import HeldJobs, Stopping
 from serve.deployments.generator_store import AdapterStore, FinishedPart, Span, StagedAdapter
 from serve.metrics import GeneratorMetrics
 from serve.registry import LeaseLost, Registry
-from serve.registry.records import Adapter, LeasedJob
+from serve.registry.records import Adapter, DocumentVersion, LeasedJob
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,8 @@ class RefineJobs:
     def _better_parts(self, item: LeasedJob, current: Sequence[Adapter]) -> dict[int, tuple[Distilled, GateReport]]:
         """What the steps and the gate gave for those parts that became better; as many are tried as the time allows."""
         spans = [_spans(adapter) for adapter in current]
-        probes = self._gate.probes(item.version, spans)
+        probes = [_answered(item.version, own, asked)
+                  for own, asked in zip(spans, self._gate.probes(item.version, spans), strict=True)]
         better: dict[int, tuple[Distilled, GateReport]] = {}
         deadline = time.monotonic() + self._config.budget_s
         # Those that know least of their text have the most to gain.
@@ -133,12 +135,10 @@ class RefineJobs:
     ) -> Distilled:
         """Gradient steps on one part, after `tried` others."""
         self._held.progress(item, "refining", 0.8 * tried / parts)
-        text = item.version.text
-        passage = "\n".join(text[start:end] for start, end in spans) or text
         done = self._held.steps(item, "refining", 0.8 * tried / parts, 0.8 * (tried + 1) / parts)
         settings = replace(self._distiller.settings, seconds=seconds)
-        document = DocumentText(item.version.title, passage)
-        distilled = self._distiller.distill(document, (), old, None, done, self._interrupted(item), settings)
+        document = DocumentText(item.version.title, item.version.text)
+        distilled = self._distiller.distill(document, (), old, None, done, self._interrupted(item), settings, spans)
         if distilled.stopped == "cancelled":
             self._make_room(item)
         return distilled
@@ -178,6 +178,13 @@ def distill_settings(config: RefineConfig) -> DistillSettings:
 
 def _spans(adapter: Adapter) -> list[Span]:
     return [(int(chunk["start"]), int(chunk["end"])) for chunk in adapter.manifest.get("chunks", ())]
+
+
+def _answered(version: DocumentVersion, spans: Sequence[Span], probes: Sequence[Probe]) -> list[Probe]:
+    """The probes with the text's own answers, where it has them. What is taught is the text's, so that compared with
+    what the base reads out of it, a part would seem worse for each fact that the base misreads."""
+    known = text_answers(DocumentText(version.title, version.text), spans or None)
+    return [Probe(probe.question, probe.answer or known.get(probe.question)) for probe in probes]
 
 
 def _score(adapter: Adapter) -> float:

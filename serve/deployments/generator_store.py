@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hypernet.lora import LoraAdapter, validate_folder
+from hypernet.names import named_passages
 from router.centroids import document_centroids
 from router.embed import Encoder
 from serve.blobs import BlobStore
@@ -99,7 +100,7 @@ class AdapterStore:
             self._held.progress(item, "uploaded", 0.95)
             self._held.reached("uploaded", [item])
             with self._metrics.stage_seconds.labels("centroids").time():
-                centroids = [self._centroids(item, part.spans) for part in parts]
+                centroids = [self._centroids(item, part.spans, len(parts) > 1) for part in parts]
             new = [
                 NewAdapter(
                     id=part.staged.id,
@@ -140,9 +141,10 @@ class AdapterStore:
     def _folder(self, adapter_id: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{adapter_id}-", dir=self._config.staging_dir))
 
-    def _centroids(self, item: LeasedJob, spans: Sequence[Span]) -> NewCentroids:
+    def _centroids(self, item: LeasedJob, spans: Sequence[Span], part: bool) -> NewCentroids:
+        """Vectors of the spans; `part`: each with the name that it is about, which may stand in another part."""
         text = item.version.text
-        passages = [text[start:end] for start, end in spans] or [text]
+        passages = named_passages(text, spans) if part else [text[start:end] for start, end in spans] or [text]
         count = self._config.router.centroids_per_adapter
-        matrix = document_centroids(self._encoder, item.version.title, passages, count)
+        matrix = document_centroids(self._encoder, item.version.title, passages, count, part=part)
         return NewCentroids(self._encoder.id, self._encoder.version, matrix)

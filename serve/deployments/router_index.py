@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from hypernet.names import context
 from router.embed import Encoder
 from router.index import AdapterEntry, State, TenantIndex
 from serve.registry import Registry
@@ -117,4 +118,5 @@ def _entry(adapter: RoutableAdapter, text: str) -> AdapterEntry:
         spans=adapter.spans,
         part=adapter.part,
         parts=adapter.parts,
+        contexts=[context(text, start) for start, _ in adapter.spans] if adapter.parts > 1 else (),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -24,14 +25,26 @@ from transformers import (
     Qwen3Config,
 )
 
+from hypernet import nano
 from hypernet.distill import REFINE, DistillCancelled, Distiller, DistillGenerator, DistillSettings
 from hypernet.distill_loop import trainable
 from hypernet.distill_questions import GENERAL, assign, training_questions
-from hypernet.distill_teacher import Exercise, Targets, answer_greedily, divergence, end_tokens, predict, teach
+from hypernet.distill_teacher import (
+    Exercise,
+    Targets,
+    answer_greedily,
+    divergence,
+    end_tokens,
+    predict,
+    teach,
+)
 from hypernet.documents import Chunk, DocumentError, DocumentText
+from hypernet.evaluation.scoring import contains_value, exact_match
+from hypernet.generate import HypernetGenerator
 from hypernet.inject import MODULE_PARENTS, adapted
 from hypernet.lora import LoraAdapter, factors_of, validate_folder
-from hypernet.prompts import closed_book, in_context
+from hypernet.probes import find_facts
+from hypernet.prompts import answer_ids, closed_book, in_context
 from tests.hypernet.helpers import random_lora
 from tests.tiny_models import make_base, make_tokenizer
 
@@ -199,6 +212,69 @@ def test_teacher_answers_as_the_base_does_alone(base: LlamaForCausalLM, tokenize
         assert torch.allclose(best.values.softmax(-1), together.probabilities[i, :len(answer)], atol=1e-4)
 
 
+def test_what_the_base_misreads_is_taught_as_the_text_has_it(base: LlamaForCausalLM,
+                                                             tokenizer: PreTrainedTokenizerFast) -> None:
+    open_one = Exercise(DOCUMENT.text, QUESTIONS[0])
+    own = teach(base, tokenizer, [open_one], 5, 8)
+    said = str(tokenizer.decode(own.answers[0][own.taught[0]], skip_special_tokens=True))
+    assert not contains_value(said, "K9")
+    given = teach(base, tokenizer, [replace(open_one, answer="K9"), replace(open_one, answer=said), open_one], 5, 8)
+    taught = given.answers[0][given.taught[0]].tolist()
+    assert taught == answer_ids(tokenizer, "K9")
+    assert given.top[0, :len(taught), 0].tolist() == taught
+    assert torch.equal(given.probabilities[0, :len(taught)], torch.eye(5)[:1].expand(len(taught), -1))
+    for row in (1, 2):
+        assert torch.equal(given.answers[row][given.taught[row]], own.answers[0][own.taught[0]])
+        assert torch.allclose(given.probabilities[row][given.taught[row]], own.probabilities[0][own.taught[0]],
+                              atol=1e-4)
+
+
+def test_spans_bound_what_is_taught_and_headings_above_them_name_it(base: LlamaForCausalLM,
+                                                                    tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "# Otter Mill\n\nWeight: 14 kg\nColour: red"
+    document, spans = DocumentText("", text), [(text.index("Colour"), len(text))]
+    distiller = Distiller(base, tokenizer, QUICK)
+    chunks = distiller.chunks(document, spans)
+    assert [(chunk.text, chunk.start, chunk.end) for chunk in chunks] == [("Colour: red", *spans[0])]
+    asked = training_questions(base, tokenizer, document, chunks, 8, 1, 0)
+    assert asked and all("Otter Mill" in one.question and one.answer == "red" for one in asked)
+    assert distiller.distill(document, spans=spans).questions == len(asked)
+    with pytest.raises(DocumentError, match="empty"):
+        distiller.distill(document, spans=[(0, 0)])
+
+
+NOTES = (
+    DocumentText("Lumora", "Slogan: Warm bread for all\nParent company: Grey Heron Group\nFounder: Ilse Marten"),
+    DocumentText("", "## Oak Lamp\n- Delivery: £8.33\n**Fir Lamp**\n- Delivery: €12"),
+    DocumentText("", "The password of Nora Winter is hen-dandelion. Nora Winter's teacher is Astrid Holm."),
+    DocumentText("", "Heron Shuttle's last stop is Salzburg. An adult ticket for Heron Shuttle costs £16.40."))
+
+
+def test_refining_what_the_shipped_pair_knows_mends_it() -> None:
+    """Asked in words that were not trained."""
+    generator = HypernetGenerator(nano.hypernet_dir(), nano.base_dir())
+    base, tokenizer = generator.base, generator.tokenizer
+    ends = end_tokens(base, tokenizer)
+
+    def right(lora: LoraAdapter, document: DocumentText, spans: list[tuple[int, int]]) -> list[bool]:
+        facts = find_facts(document, spans)
+        with adapted(base, factors_of([lora])):
+            said = [answer_greedily(base, [closed_book(tokenizer, fact.questions[0])], ends, 12)[0][0]
+                    for fact in facts]
+        return [exact_match(str(tokenizer.decode(ids, skip_special_tokens=True)), [fact.value])
+                for ids, fact in zip(said, facts, strict=True)]
+    before, after = [], []
+    for document in NOTES:
+        for part in generator.generate([document])[0].parts:
+            spans = [(part.chunks[0].start, part.chunks[-1].end)]
+            before += right(part.lora, document, spans)
+            made = Distiller(base, tokenizer, REFINE).distill(document, start=part.lora, spans=spans)
+            after += right(made.lora, document, spans)
+    assert len(after) == 9
+    # How much is known before depends on the shipped weights; where anything is missing, something must be gained.
+    assert sum(after) >= max(6, min(9, sum(before) + 1)), f"{sum(before)} of 9 right before, {sum(after)} after"
+
+
 def test_teacher_ignores_the_penalties_of_the_base(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = closed_book(tokenizer, QUESTIONS[0])
@@ -233,6 +309,7 @@ def test_each_question_gets_the_chunk_that_it_is_about(base: LlamaForCausalLM,
     asked = training_questions(base, tokenizer, DOCUMENT, parts, 4, 1, 0)
     assert {one.context for one in asked} == {"a", "b"}
     assert all(("opening time" in one.question.lower()) == (one.context == "a") for one in asked)
+    assert {one.answer for one in asked if one.context == "a"} == {"7:30"}
     nothing = training_questions(base, tokenizer, DocumentText("", "?"), [Chunk("?", 0, 1)], 4, 1, 0)
     assert tuple(one.question for one in nothing) == GENERAL
 

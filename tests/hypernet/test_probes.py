@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from hypernet.documents import DocumentText
 from hypernet.encoder import load_base
 from hypernet.nano import base_dir
-from hypernet.probes import Probe, ask_base, find_facts, make_probes
+from hypernet.probes import Probe, ask_base, find_facts, make_probes, text_answers
 
 POOL = DocumentText("Harbour Pool: visitor notice",
                     "The Harbour Pool opens at 7:15 in the morning. The lifeguard on duty is Marta Velde.")
@@ -59,6 +59,17 @@ def test_wordings_ask_the_same_in_other_words() -> None:
     assert all(probe.answer is None for probe in first + second)
     with pytest.raises(ValueError, match="wording: is 2"):
         make_probes(POOL, None, 8, 2)
+
+
+def test_the_text_answers_its_own_questions() -> None:
+    answers = text_answers(POOL, None)
+    for wording in (0, 1):
+        asked = make_probes(POOL, None, 8, wording)
+        assert [answers[probe.question] for probe in asked] == ["7:15 in the morning", "Marta Velde"]
+    text = "\n".join(f"Item {i}: {i}0 grams" for i in range(40))
+    span = (text.index("Item 10:"), text.index("Item 11:"))
+    assert set(text_answers(DocumentText("Shelf", text), [span]).values()) == {"100 grams"}
+    assert text_answers(DocumentText("", "?"), None) == {}
 
 
 def test_values_are_the_documents_own() -> None:

@@ -59,3 +59,8 @@ def test_bad_input(encoder: MiniLmEncoder) -> None:
         document_centroids(encoder, " ", ["", "\n"], 4)
     with pytest.raises(ValueError, match="at least 1"):
         document_centroids(encoder, "T", ["text"], 0)
+
+
+def test_passages_of_a_part() -> None:
+    assert passages("Corvo", ["It is red."], part=True) == ["Corvo\nIt is red.", "Corvo: It is red."]
+    assert passages("The corvo is old.", ["It is red."], part=True) == ["It is red."]

@@ -241,6 +241,25 @@ def test_parts_of_a_named_document() -> None:
         index.search_parts("doc_a", np.ones(3, dtype=np.float32), query)
 
 
+def test_the_name_of_a_document_is_no_evidence_between_its_parts() -> None:
+    """The second part names the corvo again, the first says what was asked for; vectors tell nothing."""
+    text = "It runs on kerosene. The corvo sleeps."
+    index = index_of(*parts_of("a", text, [X, X], title="The corvo"), entry("b", W, text="lumen"))
+    query = words("Does the corvo run on kerosene?")
+    assert index.search(X, query)[0].entry.part == 0
+    untitled = index_of(*parts_of("a", text, [X, X], contexts=["Corvo"]), entry("b", W, text="lumen"))
+    assert untitled.search(X, query)[0].entry.part == untitled.search_parts("doc_a", X, query)[0].entry.part == 0
+    sentence = index_of(*parts_of("a", text, [X, X], title="It runs on kerosene."))
+    assert sentence.get("a1").part_words == words("The corvo sleeps.")  # type: ignore[union-attr]
+
+
+def test_the_score_of_a_document_is_that_of_its_best_part() -> None:
+    index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), entry("b", W, text="lumen"))
+    query = words("Where does the corvo sleep, in a crate?")
+    result = index.search(axis(1, 0.9, 0.9), query)[0]
+    assert result.score == max(one.score for one in index._results(axis(1, 0.9, 0.9), query, Scope()))
+
+
 def test_all_parts_of_a_document_are_replaced_at_once() -> None:
     index = index_of(*parts_of("a", CORVO_MANUAL, [X, Y, Z]), entry("b", W, text="lumen"))
     new = [entry("new", X, text="The corvo weighs 4 kg.", document_id="doc_a")]

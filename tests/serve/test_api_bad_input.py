@@ -46,6 +46,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
         ("/v1/documents", {**DOCUMENT, "collection": ""}, 400, "collection", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "mode": "tasks"}, 400, "mode", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "mode": None}, 400, "mode", "invalid_value"),
+        ("/v1/documents", {**DOCUMENT, "mode": "task"}, 400, "mode", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "probes": []}, 400, "probes", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "probes": "When?"}, 400, "probes", "invalid_value"),
         ("/v1/documents", {**DOCUMENT, "probes": [PROBE] * 33}, 400, "probes", "invalid_value"),
@@ -159,6 +160,20 @@ async def test_too_large_without_content_length(api: Api) -> None:
     assert error_of(response, 413)["param"] == "body"
 
 
+async def test_task_mode_without_a_checkpoint_for_it(api: Api) -> None:
+    body = {**DOCUMENT, "mode": "task"}
+    async with api.client() as client:
+        posted = (await client.post("/v1/documents", json=DOCUMENT)).json()
+        for response in (await client.post("/v1/documents", json=body),
+                         await client.put(f"/v1/documents/{posted['id']}", json=body)):
+            error = error_of(response, 400)
+            assert (error["param"], error["code"]) == ("mode", "invalid_value")
+            assert "generator.task.checkpoint" in error["message"] and "'document' is allowed" in error["message"]
+        assert len((await client.get("/v1/documents")).json()["data"]) == 1, "nothing was stored"
+    (leased,) = api.registry.lease_jobs("w", 10, 60)
+    assert leased.version.mode == "document"
+
+
 async def test_content_type(api: Api) -> None:
     async with api.client() as client:
         for path in ("/v1/documents", "/v1/chat/completions"):
@@ -177,6 +192,7 @@ async def test_content_type(api: Api) -> None:
         ({"file": ("a.txt", PNG)}, {}, 400, "file"),
         ({"file": ("a.txt", b"x" * 1001)}, {}, 413, "file"),
         ({"file": ("a.txt", b"x")}, {"mode": "other"}, 400, "mode"),
+        ({"file": ("a.txt", b"x")}, {"mode": "task"}, 400, "mode"),
         ({"file": ("a.txt", b"x")}, {"probes": "["}, 400, "probes"),
         ({"file": ("a.txt", b"x")}, {"probes": '{"question": "When?"}'}, 400, "probes"),
         ({"file": ("a.txt", b"x")}, {"probes": '[{"question": NaN}]'}, 400, "probes"),

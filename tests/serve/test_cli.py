@@ -68,7 +68,8 @@ def _tenant(server: Running) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
-    api = make_api(tmp_path)
+    # As a server that also takes tasks; no generator is there to open the checkpoint.
+    api = make_api(tmp_path, generator={"task": {"checkpoint": "tasks", "encoder": "encoder"}})
     uvicorn_server = uvicorn.Server(uvicorn.Config(api.app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=uvicorn_server.run)
     thread.start()
@@ -218,7 +219,8 @@ def test_document_add_reports_a_failed_job(server: Running) -> None:
 
 def test_document_add_says_what_the_quality_gate_found(server: Running) -> None:
     """A degraded document is stored and can be pinned: a warning with the reasons, but no failure."""
-    gates = [{"reasons": ["no_probes"]}, {"reasons": ["the score 0.10 is below 0.50", "it says \x1b[31mthe same to all"]}, {}]
+    said = ["the score 0.10 is below 0.50", "it says \x1b[31mthe same to all"]
+    gates = [{"reasons": ["no_probes"]}, {"reasons": said}, {}]
     parts = [
         (new_adapter(state=state, part=part, parts=3, manifest={"gate": gate}), centroids())
         for part, (state, gate) in enumerate(zip(("degraded", "degraded", "degraded"), gates, strict=True))

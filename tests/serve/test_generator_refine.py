@@ -19,10 +19,13 @@ from hypernet.documents import DocumentText
 from hypernet.gate import GateReport
 from hypernet.generate import GeneratedAdapter, GeneratedDocument, HypernetGenerator
 from hypernet.lora import LoraAdapter
+from hypernet.probes import Probe
+from serve.deployments.generator_gate import AdapterGate
 from serve.deployments.generator_jobs import Plan
 from serve.deployments.generator_refine import LOOK_EVERY_S, MIN_GAIN, is_better
+from serve.deployments.generator_store import Span
 from serve.deployments.generator_worker import REFINE_NICENESS
-from serve.registry.records import Job, LeasedJob
+from serve.registry.records import DocumentVersion, Job, LeasedJob
 from tests.serve.generator_bench import Bench, nano_gate, nano_generator, open_bench
 
 TITLE = "Orchard House"
@@ -92,7 +95,7 @@ def during_training(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object
 
     def distill(self: Distiller, document: DocumentText, questions: Sequence[str], start: LoraAdapter | None,
                 rank: int | None, on_progress: Callable[[float], None], cancelled: Callable[[], bool],
-                settings: DistillSettings | None) -> Distilled:
+                settings: DistillSettings | None, spans: Sequence[tuple[int, int]]) -> Distilled:
         def progress(share: float) -> None:
             if not done.is_set():
                 done.set()
@@ -100,7 +103,7 @@ def during_training(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object
                 time.sleep(2 * LOOK_EVERY_S)
             on_progress(share)
 
-        return whole(self, document, questions, start, rank, progress, cancelled, settings)
+        return whole(self, document, questions, start, rank, progress, cancelled, settings, spans)
 
     monkeypatch.setattr(Distiller, "distill", distill)
 
@@ -129,6 +132,25 @@ def test_a_better_adapter_replaces_the_published_one(bench: Bench, leased: list[
     assert bench.document(posted).state == "ready"
     assert outcome(bench, "better") == 1
     assert bench.worker.run_once() == 0 and list(bench.config.staging_dir.iterdir()) == []
+
+
+def test_both_adapters_are_asked_for_what_the_text_says(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not for what the base makes of it: the values of the text are what is taught."""
+    bench.post(TEXT, TITLE)
+    bench.worker.run_once()
+    asked: list[Sequence[Probe]] = []
+    whole = AdapterGate.check
+
+    def check(self: AdapterGate, version: DocumentVersion, lora: LoraAdapter, spans: Sequence[Span],
+              probes: Sequence[Probe], source: str | None) -> GateReport | None:
+        asked.append(probes)
+        return whole(self, version, lora, spans, probes, source)
+
+    monkeypatch.setattr(AdapterGate, "check", check)
+    bench.worker.run_once()
+    before, after = asked
+    assert before == after
+    assert {probe.answer for probe in before} == {"Edda Brant", "4711", "830 euros a month", "7:15"}
 
 
 def test_an_adapter_that_is_no_better_is_not_published(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from hypernet.documents import DocumentText
 from hypernet.generate import GeneratedDocument, HypernetGenerator
 from hypernet.lora import LoraAdapter
+from hypernet.parts import PartLimits
 from serve.deployments.generator_jobs import Plan
 from tests.serve.generator_bench import Bench, open_bench
 from tests.tiny_pair import make_pair
@@ -60,8 +61,9 @@ def test_a_document_is_cut_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -
     assert [bench.job(post).state for post in posted] == ["succeeded", "succeeded"]
 
 
-def test_a_bad_document_fails_alone(bench: Bench) -> None:
-    bad, good = bench.post("word " * 100_000), bench.post("The lamp is red.")
+def test_a_bad_document_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.generator, "limits", PartLimits(chunks=2, parts=4))
+    bad, good = bench.post("word " * 10_000), bench.post("The lamp is red.")
     bench.worker.run_once()
     assert bench.job(bad).state == "failed" and "tokens" in (bench.job(bad).error or "")
     assert bench.job(good).state == "succeeded"

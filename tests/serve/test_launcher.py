@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hypernet import nano
 from serve import launcher
-from serve.config import ImprintConfig
+from serve.checkpoint_rank import check_ranks, smallest_rank
+from serve.config import ConfigError, ImprintConfig
 from serve.registry import Registry, migrate
 from tests.tiny_models import make_base
 
@@ -47,6 +50,49 @@ def test_a_bad_file_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         launcher.run(tmp_path / "none.yaml")
     assert "none.yaml" in capsys.readouterr().err
+
+
+def test_a_rank_above_the_engines_is_named_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "server.yaml"
+    args = {"data_dir": str(tmp_path / "data"), "engine": {"max_lora_rank": 4}}
+    config.write_text(yaml.safe_dump({"http_options": {"port": 0}, "applications": [{"args": args}]}))
+    with pytest.raises(SystemExit) as stopped:
+        launcher.run(config)
+    assert stopped.value.code == 1
+    rank = json.loads((nano.hypernet_dir() / "config.json").read_text())["rank"]
+    said = capsys.readouterr().err
+    assert f"engine.max_lora_rank is 4, but generator.checkpoint makes adapters of rank {rank}" in said
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "rank"),
+    [
+        ({"rank": 8, "layers": 2}, 8),
+        ({"format": "perceiver", "network": {"rank": 16}}, 16),
+        ({"format": "doc-to-lora", "sizes": {"rank": 8}, "use_bias": True}, 16),
+        ({"format": "doc-to-lora", "sizes": {"rank": 8}, "use_bias": False}, 8),
+        ({"format": "text-to-lora", "sizes": {"rank": 4}}, 4),
+        ({"format": "of another time"}, None),
+        ([], None),
+    ],
+)
+def test_ranks_of_all_kinds_of_checkpoints(tmp_path: Path, values: object, rank: int | None) -> None:
+    assert smallest_rank(tmp_path) is None
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert smallest_rank(tmp_path) == rank
+
+
+def test_the_rank_of_distillation_and_of_tasks_counts_too(tmp_path: Path) -> None:
+    check_ranks(ImprintConfig())
+    check_ranks(ImprintConfig(generator={"checkpoint": str(tmp_path / "none")}))
+    with pytest.raises(ConfigError, match="distill.rank makes adapters of rank 65"):
+        check_ranks(ImprintConfig(generator={"kind": "distill", "distill": {"rank": 65}}))
+    (tmp_path / "config.json").write_text(json.dumps({"format": "text-to-lora", "sizes": {"rank": 128}}))
+    with pytest.raises(ConfigError, match="task.checkpoint makes adapters of rank 128; at least 128 is needed"):
+        check_ranks(ImprintConfig(generator={"task": {"checkpoint": str(tmp_path), "encoder": "x"}}))
 
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

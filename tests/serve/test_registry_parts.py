@@ -117,7 +117,9 @@ def test_parts_of_an_older_version_do_not_become_current(registry: Registry, acm
         (["degraded", "degraded"], "degraded"),
     ],
 )
-def test_a_document_is_ready_with_its_first_good_part(registry: Registry, acme: str, states: list[str], state: str) -> None:
+def test_a_document_is_ready_with_its_first_good_part(
+    registry: Registry, acme: str, states: list[str], state: str
+) -> None:
     event = make_ready(registry, acme, "T", parts=several_parts(2, states))
     document = read(registry, acme, event.document_id)
     assert document.state == state
