@@ -68,7 +68,7 @@ class RefineConfig(Section):
 
     enabled: bool = True
     after_s: float = Field(10, ge=0)
-    steps: int = Field(10, ge=1)
+    steps: int = Field(5, ge=1)
     learning_rate: float | None = Field(None, gt=0)
     budget_s: float = Field(5, gt=0)
 

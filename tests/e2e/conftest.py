@@ -26,12 +26,12 @@ class Tenant:
     http: httpx.Client
     openai: openai.OpenAI
 
-    def post(self, title: str, text: str, **fields: Any) -> dict[str, Any]:
-        """Post a document and wait until it is ready."""
+    def post(self, title: str, text: str, states: tuple[str, ...] = ("ready",), **fields: Any) -> dict[str, Any]:
+        """Post a document and wait until it is in one of the states."""
         response = self.http.post("/v1/documents?wait=60", json={"title": title, "text": text, **fields})
         assert response.status_code == 200, response.text
         document: dict[str, Any] = response.json()
-        assert document["status"] == "ready", document
+        assert document["status"] in states, document
         return document
 
     def ask(self, question: str, model: str = "imprint", **options: Any) -> str:

@@ -54,7 +54,7 @@ def test_environment_reaches_sections_in_sections(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("IMPRINT_GENERATOR__GATE__PROBES", "3")
     config = load_serve_file(SHIPPED).config
     assert not config.generator.refine.enabled and config.generator.gate.probes == 3
-    assert config.generator.refine.steps == 10 and config.generator.gate.enabled
+    assert config.generator.refine.steps == 5 and config.generator.gate.enabled
 
 
 def test_survives_the_way_to_a_worker() -> None:
