@@ -273,6 +273,10 @@ def chunk_document(document: DocumentText, tokenizer: TokenCounter, target_token
             named = f"{lead}{name}\n{body}"
             lead = named.removesuffix(body) if _count(tokenizer, named) <= max_tokens else lead
         chunks.append(Chunk(lead + body, start, end))
+    # Where units meet, tokens may come out otherwise than alone: then cut again with as much less room.
+    over = max(_count(tokenizer, chunk.text) for chunk in chunks) - max_tokens
+    if over > 0:
+        return chunk_document(document, tokenizer, target_tokens, max_tokens - over, max_chunks)
     return chunks
 
 
