@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import statistics
 import sys
@@ -33,10 +32,11 @@ from typing import Any
 import torch
 
 from benchmarks.parts import Divided, PartRouter
+from benchmarks.retrieval import Bm25, Dense
 from benchmarks.server import machine
+from hypernet.answers import answer_greedily, answer_together, end_tokens
 from hypernet.distill import REFINE, Distiller, DistillSettings
 from hypernet.distill_questions import assign
-from hypernet.distill_teacher import answer_greedily, end_tokens
 from hypernet.documents import Chunk, DocumentText, chunk_document
 from hypernet.evaluation.cases import Case, CaseQuestion, hand_written_cases
 from hypernet.evaluation.scoring import contains_value, exact_match, normalise
@@ -107,46 +107,6 @@ def token_f1(answer: str, accepted: Sequence[str]) -> float:
         elif not found and not wanted:
             best = 1.0
     return best
-
-
-class Bm25:
-    """Okapi BM25 (Robertson and Zaragoza 2009) with k1 1.5 and b 0.75."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._counts = [Counter(_words(text)) for text in texts]
-        self._lengths = [sum(counts.values()) for counts in self._counts]
-        self._mean = statistics.mean(self._lengths)
-        held = Counter(word for counts in self._counts for word in counts)
-        self._weights = {word: math.log(1 + (len(texts) - number + 0.5) / (number + 0.5))
-                         for word, number in held.items()}
-        self.bytes = sum(len(word.encode()) + 8 for counts in self._counts for word in counts)
-
-    def best(self, question: str, count: int) -> list[int]:
-        """Indices of the `count` best texts, best first."""
-        words = [word for word in set(_words(question)) if word in self._weights]
-        scores = []
-        for counts, length in zip(self._counts, self._lengths, strict=True):
-            norm = 1.5 * (0.25 + 0.75 * length / self._mean)
-            scores.append(sum(self._weights[word] * counts[word] * 2.5 / (counts[word] + norm) for word in words))
-        return sorted(range(len(scores)), key=lambda i: -scores[i])[:count]
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-class Dense:
-    """Nearest chunks by all-MiniLM-L6-v2, exact search."""
-
-    def __init__(self, texts: Sequence[str], encoder: MiniLmEncoder) -> None:
-        self._encoder = encoder
-        self._vectors = encoder.embed(texts)
-        self.bytes = int(self._vectors.nbytes)
-
-    def best(self, question: str, count: int) -> list[int]:
-        """Indices of the `count` best texts, best first."""
-        scores = self._vectors @ self._encoder.embed([question])[0]
-        return [int(i) for i in (-scores).argsort()[:count]]
 
 
 @dataclass(frozen=True)
@@ -311,8 +271,8 @@ class Benchmark:
                 if corpus and not questions:
                     found.append(start)
                     continue
-                passage = DocumentText(item.case.title, divided.text(part))
-                found.append(self.distiller.distill(passage, questions, start, settings=settings).lora)
+                found.append(self.distiller.distill(item.document, questions, start, settings=settings,
+                                                    spans=divided.parts[part]).lora)
             return found
         return make
 
@@ -402,8 +362,7 @@ class Benchmark:
     def _answers(self, prompts: Sequence[list[int]], loras: Sequence[LoraAdapter]) -> list[str]:
         """Greedy answers, each with the adapter in its place; without adapters, of the base alone."""
         if not loras:
-            found = answer_greedily(self.base, prompts, self.ends, self.answer_tokens)
-            return self._decoded(found)
+            return self._decoded(answer_greedily(self.base, prompts, self.ends, self.answer_tokens))
         by_adapter: dict[int, list[int]] = {}
         for i, lora in enumerate(loras):
             by_adapter.setdefault(id(lora), []).append(i)
@@ -414,12 +373,12 @@ class Benchmark:
             factors = {name: (a.to(self.base.device, self.base.dtype), b.to(self.base.device, self.base.dtype))
                        for name, (a, b) in factors_of([loras[group[0]]] * len(rows)).items()}
             with adapted(self.base, factors):
-                decoded += list(zip(group, self._decoded(
-                    answer_greedily(self.base, rows, self.ends, self.answer_tokens)), strict=True))
+                answers = answer_together(self.base, rows, self.ends, self.answer_tokens)
+            decoded += list(zip(group, self._decoded(answers), strict=True))
         return [answer for _, answer in sorted(decoded)]
 
-    def _decoded(self, found: Sequence[tuple[list[int], Any, Any]]) -> list[str]:
-        return [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer, _, _ in found]
+    def _decoded(self, answers: Sequence[list[int]]) -> list[str]:
+        return [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
 
     def _finish(self, outcome: Outcome) -> None:
         outcome.peak_mib = peak_mib(self.base.device)

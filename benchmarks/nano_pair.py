@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
-
-import torch
 
 from benchmarks.parts import Divided
+from hypernet.answers import answer_together, end_tokens
 from hypernet.documents import DocumentText
 from hypernet.generate import HypernetGenerator
 from hypernet.inject import adapted
@@ -45,7 +43,8 @@ class Pair:
 
     def ask(self, prompts: Sequence[Prompt], adapters: Sequence[LoraAdapter | None]) -> list[str]:
         """The greedy answer to each prompt with the adapter beside it, or with none."""
-        tokenizer = self.generator.tokenizer
+        base, tokenizer = self.generator.base, self.generator.tokenizer
+        ends = end_tokens(base, tokenizer)
         ids = [closed_book(tokenizer, prompt) if isinstance(prompt, str) else in_context(tokenizer, *prompt)
                for prompt in prompts]
         # Rows of a batch are of like length, and all of them have an adapter or none has.
@@ -56,19 +55,7 @@ class Pair:
             rows = [i for i in order[:BATCH] if (adapters[i] is None) == alone]
             order = order[len(rows):]
             on = [adapter for i in rows if (adapter := adapters[i]) is not None]
-            answers.update(zip(rows, self._batch([ids[i] for i in rows], on), strict=True))
-        return [answers[i] for i in range(len(ids))]
-
-    @torch.no_grad()
-    def _batch(self, ids: Sequence[list[int]], adapters: Sequence[LoraAdapter]) -> list[str]:
-        tokenizer, base = self.generator.tokenizer, self.generator.base
-        length = max(map(len, ids))
-        tokens = torch.full((len(ids), length), tokenizer.pad_token_id)
-        mask = torch.zeros_like(tokens)
-        for i, row in enumerate(ids):
-            tokens[i, length - len(row):] = torch.tensor(row)
-            mask[i, length - len(row):] = 1
-        with adapted(base, factors_of(adapters)) if adapters else nullcontext():
-            made: Any = base.generate(input_ids=tokens, attention_mask=mask, do_sample=False,
-                                      max_new_tokens=ANSWER_TOKENS)
-        return [text.strip() for text in tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)]
+            with adapted(base, factors_of(on)) if on else nullcontext():
+                made = answer_together(base, [ids[i] for i in rows], ends, ANSWER_TOKENS)
+            answers.update(zip(rows, tokenizer.batch_decode(made, skip_special_tokens=True), strict=True))
+        return [answers[i].strip() for i in range(len(ids))]

@@ -19,8 +19,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hypernet.answers import BATCH_TOKENS
 from hypernet.distill_questions import assign, training_questions
-from hypernet.distill_teacher import BATCH_TOKENS, Exercise, Targets, divergence, predict, teach
+from hypernet.distill_teacher import Exercise, Targets, divergence, predict, teach
 from hypernet.documents import Chunk, DocumentText, chunk_document
 from hypernet.inject import MODULE_PARENTS, layers_path, module_path, targets_of
 from hypernet.lora import LoraAdapter

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from hypernet.base_questions import ask_base
 from hypernet.distill_teacher import Exercise
 from hypernet.documents import Chunk, DocumentText
-from hypernet.probes import ask_base, make_probes, text_answers
+from hypernet.probes import make_probes, text_answers
 
 GENERAL = ("What is this text about?", "What are the main points of this text?", "Summarise the text in one sentence.")
 """Asked where a text gives no question of its own."""

@@ -15,21 +15,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
+from hypernet.answers import BATCH_TOKENS, answer_together, end_tokens
 from hypernet.evaluation.scoring import contains_value
+from hypernet.padding import batches, pad_left
 from hypernet.prompts import answer_ids, closed_book, in_context
-
-BATCH_TOKENS = 8192
-"""Padded tokens in one pass, at most, unless a single row has more."""
 
 
 @dataclass(frozen=True)
@@ -83,70 +74,23 @@ class _TopTokens(LogitsProcessor):
         return scores
 
 
-class _Cancelled(StoppingCriteria):
-    def __init__(self, cancelled: Callable[[], bool]) -> None:
-        self._cancelled = cancelled
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.BoolTensor:
-        return torch.full((input_ids.size(0),), self._cancelled(), device=input_ids.device)  # type: ignore[return-value]
-
-
-def pad_left(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens and mask `[Q, T]` int64, padded on the left with 0 and masked with 0 there."""
-    length = max(map(len, rows))
-    ids = torch.tensor([[0] * (length - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
-
-
-def end_tokens(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """The tokens that end the base's turn: its generation configuration's and its tokenizer's."""
-    named = getattr(base.generation_config, "eos_token_id", None)
-    found = named if isinstance(named, list) else [named]
-    return sorted({int(token) for token in (*found, tokenizer.eos_token_id) if token is not None})
-
-
-def batches(lengths: Sequence[int], limit: int = BATCH_TOKENS) -> list[list[int]]:
-    """Indices in groups of like length, so that padded to its longest each has at most `limit` tokens, or one row."""
-    groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[i] <= limit:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    return groups
-
-
-@torch.no_grad()
-def answer_greedily(base: PreTrainedModel, prompts: Sequence[list[int]], ends: Sequence[int], most: int, k: int = 1,
-                    cancelled: Callable[[], bool] = lambda: False) -> list[tuple[list[int], Tensor, Tensor]]:
-    """For each prompt the greedy answer (at most `most` tokens, with its end token where it has one), and the `k` most
-    probable tokens at each of its places with their probabilities among themselves: `[A, k]` int64 and float32.
-
-    Answers are cut short once `cancelled` says so. The base's own sampling settings and penalties do not apply.
-    """
+def answer_with_likeliest(base: PreTrainedModel, prompts: Sequence[list[int]], ends: Sequence[int], most: int, k: int,
+                          cancelled: Callable[[], bool] = lambda: False) -> list[tuple[list[int], Tensor, Tensor]]:
+    """For each prompt the greedy answer, as `hypernet.answers` gives it, and the `k` most probable tokens at each of
+    its places with their probabilities among themselves: `[A, k]` int64 and float32."""
     found: dict[int, tuple[list[int], Tensor, Tensor]] = {}
-    for group in batches([len(prompt) + most for prompt in prompts]):
-        ids, mask = pad_left([prompts[i] for i in group], base.device)
+    for group in batches([len(prompt) + most for prompt in prompts], BATCH_TOKENS):
         notes = _TopTokens(k)
-        # What is not set here comes from the base's own generation configuration.
-        settings = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=most, min_new_tokens=0, use_cache=True,
-                                    repetition_penalty=1.0, no_repeat_ngram_size=0, pad_token_id=0,
-                                    eos_token_id=list(ends) or None)
-        output = base.generate(input_ids=ids, attention_mask=mask, generation_config=settings,
-                               logits_processor=LogitsProcessorList([notes]),
-                               stopping_criteria=StoppingCriteriaList([_Cancelled(cancelled)]))
+        answers = answer_together(base, [prompts[i] for i in group], ends, most, [notes], cancelled)
         top, probabilities = torch.stack(notes.top, 1), torch.stack(notes.probabilities, 1)
-        for row, i in enumerate(group):
-            answer = output[row, ids.size(1):].tolist()
-            length = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
-            found[i] = (answer[:length], top[row, :length], probabilities[row, :length])
+        for row, (i, answer) in enumerate(zip(group, answers, strict=True)):
+            found[i] = answer, top[row, :len(answer)], probabilities[row, :len(answer)]
     return [found[i] for i in range(len(prompts))]
 
 
 def _certain(answer: list[int], like: Tensor) -> tuple[list[int], Tensor, Tensor]:
-    """An answer as `answer_greedily` gives them, of which every token is certain; k and the device are those of `like`
-    `[*, k]`."""
+    """An answer as `answer_with_likeliest` gives them, of which every token is certain; k and the device are those of
+    `like` `[*, k]`."""
     top = torch.zeros((len(answer), like.size(1)), dtype=torch.long, device=like.device)
     top[:, 0] = torch.tensor(answer)
     probabilities = torch.zeros(top.shape, device=like.device)
@@ -163,8 +107,8 @@ def teach(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, exercises: 
     """
     if not exercises:
         raise ValueError("questions: is empty; at least one is needed")
-    answered = answer_greedily(base, [in_context(tokenizer, one.context, one.question) for one in exercises],
-                               end_tokens(base, tokenizer), answer_tokens, k, cancelled)
+    answered = answer_with_likeliest(base, [in_context(tokenizer, one.context, one.question) for one in exercises],
+                                     end_tokens(base, tokenizer), answer_tokens, k, cancelled)
     for i, one in enumerate(exercises):
         said = str(tokenizer.decode(answered[i][0], skip_special_tokens=True))
         if one.answer and not contains_value(said, one.answer):
@@ -195,7 +139,11 @@ def predict(model: torch.nn.Module, targets: Targets) -> Tensor:
 
 def divergence(logits: Tensor, targets: Targets) -> tuple[Tensor, int]:
     """KL from the teacher's k tokens to the student, summed over the answers' tokens (float32 scalar), and at how many
-    of them the student's most probable token is the teacher's."""
+    of them the student's most probable token is the teacher's.
+
+    Not one with `hypernet.adaptation.losses.top_k_divergence`: that has the teacher's logits over the whole vocabulary,
+    while here only the k are kept, whose probabilities are made to add up to 1.
+    """
     logits = logits[targets.taught].float()
     chances = targets.probabilities[targets.taught]
     found = F.log_softmax(logits, -1).gather(-1, targets.top[targets.taught])

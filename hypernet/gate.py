@@ -13,16 +13,18 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast
 
+from hypernet.answers import BATCH_TOKENS, answer_together, end_tokens
 from hypernet.documents import DocumentText
 from hypernet.inject import adapted
 from hypernet.lora import MAX_NORM, LoraAdapter, factors_of
+from hypernet.padding import batches, pad_left
 from hypernet.perceiver import Factors
 from hypernet.probes import Probe, make_probes
 from hypernet.prompts import closed_book, in_context
@@ -32,6 +34,8 @@ THRESHOLD = 0.4
 above it, and 0.6% of the adapters of another document; AUROC .998. At .3 it is 98.5% and 1.4%, at .5 96.1% and 0.4%.
 `benchmarks/quality_gate.py` measures it."""
 MAX_ANSWER_TOKENS = 24
+MAX_LOGITS = 2**26
+"""In one pass, at most, unless a single adapter's probes have more: 256 MiB of float32."""
 CONTEXT_TOKENS = 1024
 """A document longer than that is read for a probe only in the span that shares the most words with it."""
 MIN_GAIN = 0.2
@@ -154,6 +158,40 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w{3,}", text.lower()))
 
 
+class _Sureness(LogitsProcessor):
+    """Notes the log-probability of the most probable token of each step, which a greedy answer takes: `[B]` float32."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.found.append(scores.float().log_softmax(-1).amax(-1))
+        return scores
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter to judge by its document: by `spans` of its text (None or empty: all of it), by the given probes or,
+    without any, by own ones."""
+
+    lora: LoraAdapter
+    document: DocumentText
+    spans: Sequence[tuple[int, int]] | None = None
+    probes: Sequence[Probe] = ()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A probe of candidate number `of`, with tokens: `read` is its prompt with the document in context, `answer` its
+    reference answer, empty while it is open, and `reference` the mean log-probability of that answer."""
+
+    of: int
+    probe: Probe
+    read: list[int]
+    answer: list[int]
+    reference: float = math.nan
+
+
 class Gate:
     """Judges adapters on their base. Not thread-safe, and nothing else may use the base during a check."""
 
@@ -166,22 +204,33 @@ class Gate:
         self.base, self.tokenizer, self.wrong, self.settings = base, tokenizer, wrong, settings
         self._wrong_norm = _update_norm(wrong)
         self._context_tokens = min(CONTEXT_TOKENS, int(base.config.get_text_config().max_position_embeddings) // 2)
-        ends = base.generation_config.eos_token_id if base.generation_config else tokenizer.eos_token_id
-        self._ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self._ends = end_tokens(base, tokenizer)
+        self._rows = max(settings.probes, MAX_LOGITS // (MAX_ANSWER_TOKENS * len(tokenizer)))
         self._seconds_a_token, self._seconds_to_answer = self._measure_pace()
 
     def check(self, lora: LoraAdapter, document: DocumentText, spans: Sequence[tuple[int, int]] | None = None,
               probes: Sequence[Probe] = ()) -> GateReport:
-        """Judge the adapter of the document's `spans` (None or empty: of all its text), by the given probes or by own
-        ones. The same probes give the same reference answers, so `adapter` of two reports can be compared.
+        """Judge one adapter; see `Candidate`. The same probes give the same reference answers, so `adapter` of two
+        reports can be compared.
+        """
+        return self.check_all([Candidate(lora, document, spans, probes)])[0]
+
+    def check_all(self, candidates: Sequence[Candidate]) -> list[GateReport]:
+        """As `check` for each of several, in less time: what the base itself says is asked for all in shared passes.
+
+        `seconds` of each report is an equal share.
         """
         begun = time.perf_counter()
-        broken = self._broken(lora)
-        if broken:
-            return self._report([], (broken,), begun)
-        asked = list(probes) or make_probes(document, spans or None, self.settings.probes)
-        scores = _tells(self._ask(lora, asked, self._windows(document, spans)))
-        return self._report(scores, (), begun)
+        broken = [self._broken(one.lora) for one in candidates]
+        asked: list[_Asked] = []
+        for i, one in enumerate(candidates):
+            if not broken[i]:
+                probes = list(one.probes) or make_probes(one.document, one.spans or None, self.settings.probes)
+                asked += self._prompts(i, probes, self._windows(one.document, one.spans))
+        scores = self._scores(asked, [one.lora for one in candidates])
+        seconds = (time.perf_counter() - begun) / max(1, len(candidates))
+        return [self._report(_tells(mine), (code,) if code else (), seconds)
+                for code, mine in zip(broken, scores, strict=True)]
 
     def check_task(self, lora: LoraAdapter, description: str, probes: Sequence[Probe] = ()) -> GateReport:
         """Judge an adapter made of a task description: sound weights, an update that differs from the wrong adapter's,
@@ -193,8 +242,9 @@ class Gate:
         if not broken and _update_norm(lora, self.wrong) < COLLAPSED * self._wrong_norm:
             broken = "collapsed"
         if broken:
-            return self._report([], (broken,), begun)
-        return self._report(self._ask(lora, list(probes), [description]), (), begun, task=True)
+            return self._report([], (broken,), time.perf_counter() - begun)
+        (scores,) = self._scores(self._prompts(0, list(probes), [description]), [lora])
+        return self._report(scores, (), time.perf_counter() - begun, task=True)
 
     def _broken(self, lora: LoraAdapter) -> str | None:
         """The code of what is wrong with the weights, if anything."""
@@ -206,13 +256,13 @@ class Gate:
             return "norm"
         return "collapsed" if norm <= COLLAPSED * self._wrong_norm else None
 
-    def _report(self, scores: Sequence[ProbeScores], broken: tuple[str, ...], begun: float,
+    def _report(self, scores: Sequence[ProbeScores], broken: tuple[str, ...], seconds: float,
                 task: bool = False) -> GateReport:
         threshold = self.settings.threshold
         if not scores:
             reasons = broken or (() if task else ("no_probes",))
             return GateReport("degraded" if reasons else "ready", None, threshold, None, None, None, None, None, 0,
-                              reasons, time.perf_counter() - begun)
+                              reasons, seconds)
         adapter, base, reference, wrong = (sum(values) / len(scores) for values in zip(
             *((s.adapter, s.base, s.reference, s.wrong) for s in scores), strict=True))
         score = None if task else score_of(scores)
@@ -221,7 +271,7 @@ class Gate:
                  "no_margin": not adapter > wrong}  # which NaN is not
         reasons = tuple(code for code, holds in found.items() if holds)
         return GateReport("degraded" if reasons else "ready", score, threshold, adapter, base, reference, wrong,
-                          adapter - wrong, len(scores), reasons, time.perf_counter() - begun)
+                          adapter - wrong, len(scores), reasons, seconds)
 
     def _windows(self, document: DocumentText, spans: Sequence[tuple[int, int]] | None) -> list[str]:
         """What the base may read in context: the whole text of the spans, or where that is too long, parts of it."""
@@ -238,72 +288,81 @@ class Gate:
                         for i in range(0, len(ids), self._context_tokens)]
         return windows
 
-    def _ask(self, lora: LoraAdapter, probes: Sequence[Probe], windows: Sequence[str]) -> list[ProbeScores]:
-        """The scores of the probes that fit the budget and have a reference answer, each with its best window."""
+    def _prompts(self, of: int, probes: Sequence[Probe], windows: Sequence[str]) -> list[_Asked]:
+        """The probes that fit the budget, each behind the window that shares most words with it."""
         bags = [_words(window) for window in windows]
         reads = []
         for probe in probes:
             words = _words(f"{probe.question} {probe.answer or ''}")
             window = windows[max(range(len(windows)), key=lambda i: len(words & bags[i]))]
             reads.append(in_context(self.tokenizer, window, probe.question))
-        kept = self._within_budget([len(read) for read in reads])
-        asked, reads = [probes[i] for i in kept], [reads[i] for i in kept]
-        # Without the end of the turn, which any adapter predicts.
-        answers = [self.tokenizer.encode(probe.answer or "", add_special_tokens=False)[:MAX_ANSWER_TOKENS]
-                   for probe in asked]
-        open_ones = [i for i, probe in enumerate(asked) if probe.answer is None]
-        for i, answer in zip(open_ones, self._greedy([reads[i] for i in open_ones]), strict=True):
-            answers[i] = answer
-        texts = [str(self.tokenizer.decode(answer, skip_special_tokens=True)).strip() for answer in answers]
-        usable = [i for i, text in enumerate(texts) if text and not _ABSTAINS.search(text)]
-        if not usable:
-            return []
-        asked, reads = [asked[i] for i in usable], [reads[i] for i in usable]
-        answers, texts = [answers[i] for i in usable], [texts[i] for i in usable]
-        alone = [closed_book(self.tokenizer, probe.question) for probe in asked]
-        reference = self._log_probabilities(reads, answers, None)
-        base, adapter, wrong = (self._log_probabilities(alone, answers, one) for one in (None, lora, self.wrong))
-        return [ProbeScores(*row) for row in zip(asked, texts, adapter, base, reference, wrong, strict=True)]
+        # Answers are without the end of the turn, which any adapter predicts.
+        return [_Asked(of, probes[i], reads[i], self.tokenizer.encode(
+            probes[i].answer or "", add_special_tokens=False)[:MAX_ANSWER_TOKENS])
+            for i in self._within_budget([len(read) for read in reads])]
 
-    def _batch(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
-        """Token rows as the model's input `[B, T]`, padded on the left, so that all rows end together."""
-        length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (length - len(row)) + list(row) for row in rows], device=self.base.device)
-        mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows], device=self.base.device)
-        return {"input_ids": ids, "attention_mask": mask}
+    def _scores(self, asked: Sequence[_Asked], loras: Sequence[LoraAdapter]) -> list[list[ProbeScores]]:
+        """For each adapter the scores of those of its probes that have a reference answer."""
+        usable, texts = [], []
+        for one in self._answered(asked):
+            text = str(self.tokenizer.decode(one.answer, skip_special_tokens=True)).strip()
+            if text and not _ABSTAINS.search(text):
+                usable.append(one)
+                texts.append(text)
+        answers = [one.answer for one in usable]
+        alone = [closed_book(self.tokenizer, one.probe.question) for one in usable]
+        base, wrong = (self._log_probabilities(alone, answers, lora) for lora in (None, self.wrong))
+        scores: list[list[ProbeScores]] = []
+        for i, lora in enumerate(loras):
+            mine = [at for at, one in enumerate(usable) if one.of == i]
+            adapter = self._log_probabilities([alone[at] for at in mine], [answers[at] for at in mine], lora)
+            scores.append([ProbeScores(usable[at].probe, texts[at], own, base[at], usable[at].reference, wrong[at])
+                           for at, own in zip(mine, adapter, strict=True)])
+        return scores
 
-    @torch.no_grad()
-    def _greedy(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """The base's greedy answers, without the token that ends them."""
-        if not prompts:
-            return []
-        batch = self._batch(prompts)
-        settings = GenerationConfig(do_sample=False, max_new_tokens=MAX_ANSWER_TOKENS, use_cache=True,
-                                    eos_token_id=self._ends or None, pad_token_id=self.tokenizer.pad_token_id or 0)
-        made: Any = self.base.generate(**batch, generation_config=settings)
-        answers = []
-        for row in made[:, batch["input_ids"].size(1):].tolist():
-            end = next((i for i, token in enumerate(row) if token in self._ends), len(row))
-            answers.append(row[:end])
-        return answers
+    def _answered(self, asked: Sequence[_Asked]) -> list[_Asked]:
+        """The same with the base's reading: its own answers where they are open, and how probable it finds each."""
+        found = list(asked)
+        given = [i for i, one in enumerate(asked) if one.answer]
+        read = self._log_probabilities([asked[i].read for i in given], [asked[i].answer for i in given], None)
+        for i, reference in zip(given, read, strict=True):
+            found[i] = replace(asked[i], reference=reference)
+        written = [i for i, one in enumerate(asked) if one.probe.answer is None]
+        for i, (answer, reference) in zip(written, self._greedy([asked[i].read for i in written]), strict=True):
+            found[i] = replace(asked[i], answer=answer, reference=reference)
+        return found
+
+    def _greedy(self, prompts: Sequence[list[int]]) -> list[tuple[list[int], float]]:
+        """The base's greedy answers, without the token that ends them, and their mean log-probability per token."""
+        answers: dict[int, tuple[list[int], float]] = {}
+        for group in batches([len(prompt) + MAX_ANSWER_TOKENS for prompt in prompts], BATCH_TOKENS):
+            notes = _Sureness()
+            made = answer_together(self.base, [prompts[i] for i in group], self._ends, MAX_ANSWER_TOKENS, [notes])
+            each = torch.stack(notes.found, 1)
+            for row, (i, answer) in enumerate(zip(group, made, strict=True)):
+                kept = answer[:-1] if answer[-1] in self._ends else answer
+                answers[i] = kept, float(each[row, :len(kept)].mean())
+        return [answers[i] for i in range(len(prompts))]
 
     @torch.no_grad()
     def _log_probabilities(self, prompts: Sequence[list[int]], answers: Sequence[list[int]],
                            lora: LoraAdapter | None) -> list[float]:
         """The mean log-probability per token of each answer after its prompt, with the adapter on, if one is given."""
-        batch = self._batch([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-        batch["position_ids"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-        factors: Factors = {}
-        if lora is not None:
-            factors = {name: (a.expand(len(prompts), -1, -1, -1), b.expand(len(prompts), -1, -1, -1))
-                       for name, (a, b) in factors_of([lora]).items()}
-        longest = max(map(len, answers))
-        with adapted(self.base, factors):
-            # Only the places that predict answers: a large vocabulary over a whole document would fill the memory.
-            logits: Tensor = self.base(**batch, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]
-        found = logits.float().log_softmax(-1).gather(-1, batch["input_ids"][:, -longest:, None])[..., 0]
-        return [float(found[i, longest - len(answer):].mean()) for i, answer in enumerate(answers)]
+        found: dict[int, float] = {}
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        factors: Factors = factors_of([lora]) if lora else {}
+        for group in batches([len(row) for row in rows], BATCH_TOKENS, self._rows):
+            ids, mask = pad_left([rows[i] for i in group], self.base.device)
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            longest = max(len(answers[i]) for i in group)
+            with adapted(self.base, {name: (a.expand(len(group), -1, -1, -1), b.expand(len(group), -1, -1, -1))
+                                     for name, (a, b) in factors.items()}):
+                # Only the places that predict answers: a large vocabulary over a document would fill the memory.
+                logits: Tensor = self.base(input_ids=ids, attention_mask=mask, position_ids=positions,
+                                           use_cache=False, logits_to_keep=longest + 1).logits[:, :-1]
+            each = logits.float().log_softmax(-1).gather(-1, ids[:, -longest:, None])[..., 0]
+            found.update((i, float(each[row, longest - len(answers[i]):].mean())) for row, i in enumerate(group))
+        return [found[i] for i in range(len(rows))]
 
     def _measure_pace(self) -> tuple[float, float]:
         """Seconds of a pass for each token of a prompt, and seconds to write a batch of answers."""
@@ -322,8 +381,8 @@ class Gate:
         """Which probes to ask, evenly over all: as many as fit the budget, but at least two."""
         if not lengths:
             return []
-        # Each is read twice in context, and three times alone with its answer.
-        each = self._seconds_a_token * (2 * sum(lengths) / len(lengths) + 3 * 2 * MAX_ANSWER_TOKENS)
+        # Each is read once in context, and three times alone with its answer.
+        each = self._seconds_a_token * (sum(lengths) / len(lengths) + 3 * 2 * MAX_ANSWER_TOKENS)
         fit = min((self.settings.budget_s - self._seconds_to_answer) / each, len(lengths))
         count = min(len(lengths), self.settings.probes, max(2, int(fit)))
         return [(2 * i + 1) * len(lengths) // (2 * count) for i in range(count)]

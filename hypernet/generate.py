@@ -17,6 +17,7 @@ from hypernet.documents import Chunk, DocumentText, DocumentTooLong, chunk_docum
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.lora import LoraAdapter
 from hypernet.merge import truncate
+from hypernet.padding import batches
 from hypernet.parts import LongDocuments, PartLimits, group
 from hypernet.published.folder import DOC_TO_LORA, TEXT_TO_LORA, format_of
 from hypernet.published.reader import DocToLoraReader
@@ -28,6 +29,9 @@ __all__ = ["CheckpointMismatch", "ChunkInfo", "GeneratedAdapter", "GeneratedDocu
 BATCH_TOKENS = 8192
 """Padded tokens in one pass, at most, unless a single chunk has more. Activations of all layers of a 2B base take a
 quarter of a megabyte for each."""
+MAX_SPREAD = 2.0
+"""How many times its shortest chunk's tokens the longest of a pass may have. Padding to more costs more time on a CPU
+than passes of their own."""
 
 
 @dataclass(frozen=True)
@@ -182,18 +186,8 @@ class HypernetGenerator:
         return parts
 
     def _in_batches(self, ids: list[list[int]]) -> list[LoraAdapter]:
-        """The adapter of each chunk; chunks of like length share a pass, which wastes the least on padding."""
-        parts: dict[int, LoraAdapter] = {}
-        batch: list[int] = []
-        for i in sorted(range(len(ids)), key=lambda i: len(ids[i])):
-            # Ascending lengths: all are padded to that of the last one.
-            if len(batch) == self.batch_chunks or (batch and (len(batch) + 1) * len(ids[i]) > BATCH_TOKENS):
-                parts.update(self._batch(batch, ids))
-                batch = []
-            batch.append(i)
-        if batch:
-            parts.update(self._batch(batch, ids))
-        return [parts[i] for i in range(len(ids))]
-
-    def _batch(self, batch: list[int], ids: list[list[int]]) -> Iterator[tuple[int, LoraAdapter]]:
-        return zip(batch, self.reader.adapters([ids[i] for i in batch]), strict=True)
+        """The adapter of each chunk, in their order; only chunks of like length share a pass."""
+        made: dict[int, LoraAdapter] = {}
+        for batch in batches([len(row) for row in ids], BATCH_TOKENS, self.batch_chunks, MAX_SPREAD):
+            made.update(zip(batch, self.reader.adapters([ids[i] for i in batch]), strict=True))
+        return [made[i] for i in range(len(ids))]

@@ -1,4 +1,4 @@
-"""Questions on a document's own facts, made from its text by templates, or written by the base itself.
+"""Questions on a document's own facts, made from its text by templates.
 
 What is found: "Label: value" lines and list items, Markdown tables, "The X of Y is Z", "Y's X is Z", "Y costs Z",
 "Y opens at Z", "The X is Z". Where a sentence fits none of these, its most telling part (a price, a time, a name, a
@@ -10,14 +10,12 @@ them out of the document.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from functools import lru_cache
 
 from hypernet.documents import DocumentText
-from hypernet.prompts import closed_book
 
 WORDINGS = 2
 """How many different questions there are on each fact."""
@@ -25,6 +23,7 @@ _MAX_LABEL_WORDS = 6
 _MAX_LINE = 4000
 _MAX_VALUE = 120
 """Characters of a value, at most; a longer one is a paragraph."""
+Spans = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,18 @@ _IS = re.compile(r"(?:The|Our|Your|Its|His|Her|Their) (?P<label>[\w' -]{2,50}?) 
                  r"(?:called |named )?(?P<value>.+)")
 _VERBS = {"opens": "open", "closes": "close", "leaves": "leave", "departs": "depart", "starts": "start",
           "begins": "begin", "ends": "end", "arrives": "arrive", "stops": "stop", "finishes": "finish"}
-_HAPPENS = re.compile(rf"(?P<entity>.{{1,80}}?) (?P<verb>{'|'.join(_VERBS)}) (?:daily |every day )?(?:at|on|from) "
-                      r"(?P<value>.+)")
+_HAPPENS = re.compile(rf"(?P<entity>.{{1,80}}?) (?P<verb>{'|'.join(_VERBS)}) (?:daily |every day )?"
+                      r"(?P<preposition>at|on|from) (?P<value>.+)")
+_TIME = re.compile("|".join([r"^\d", rf"\b(?:{_MONTH}|Christmas|Easter|New Year)\b",
+                             *(pattern.pattern for word, pattern in _VALUES if word == "when")]))
 _COSTS = re.compile(r"(?P<entity>.{1,80}?) costs? (?P<value>.+)")
+
+
+def _is_place(verb: str, preposition: str, value: str) -> bool:
+    """Whether this tells a place rather than a time: "leaves from Castle Square"."""
+    if preposition == "on" or _TIME.search(value):
+        return False
+    return value.removeprefix("the ")[:1].isupper() or (preposition == "from" and verb in ("leaves", "departs"))
 
 
 def _by_template(start: int, sentence: str) -> Found | None:
@@ -167,9 +175,12 @@ def _by_template(start: int, sentence: str) -> Found | None:
         name = match["entity"].strip()
         return _lower(name) if name.startswith(("The ", "A ", "An ", "Our ", "Your ")) else name
     if (match := _HAPPENS.fullmatch(sentence)) and not _GENERIC.match(match["entity"]):
-        name, verb = entity(match), _VERBS[match["verb"]]
-        return Found(start, _bounded(match["value"]),
-                     (f"When does {name} {verb}?", f"At what time does {name} {verb}?"))
+        name, verb, value = entity(match), _VERBS[match["verb"]], _bounded(match["value"])
+        if _is_place(match["verb"], match["preposition"], value):
+            along = " from" if match["preposition"] == "from" else ""
+            return Found(start, value, (f"Where does {name} {verb}{along}?", f"{_upper(name)} {match['verb']} "
+                                        f"{match['preposition']} where?"))
+        return Found(start, value, (f"When does {name} {verb}?", f"At what time does {name} {verb}?"))
     if (match := _COSTS.fullmatch(sentence)) and not _GENERIC.match(match["entity"]):
         return Found(start, _bounded(match["value"]),
                      (f"How much does {entity(match)} cost?", f"What is the price of {entity(match)}?"))
@@ -267,63 +278,107 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line that states something, with what stands above it.
+
+    `offset` and `end` bound the line and `start` is where its text, `text`, begins, all in characters of the document.
+    `section` counts headings; `entity` is what the last of them is about. `cells` are those of a table's row.
+    """
+
+    offset: int
+    end: int
+    start: int
+    text: str
+    section: int
+    entity: str
+    cells: list[str] | None = None
+    columns: list[str] | None = None
+
+
+@lru_cache(maxsize=2)
+def _outline(document: DocumentText) -> list[_Line]:
+    """The lines of a document's text that state something, in order; kept, since each of its parts asks for them."""
+    found: list[_Line] = []
+    section, entity = 0, _entity(document.title)
+    columns: list[str] | None = None
+    lines = list(_lines(document.text))
+    for number, (offset, raw) in enumerate(lines):
+        line, end = raw.strip(), offset + len(raw)
+        start = offset + len(raw) - len(raw.lstrip())
+        following = "\n".join(text for _, text in lines[number + 1:number + 3]).strip()
+        is_row = line.startswith("|") or line.count("|") >= 2
+        if not is_row:
+            columns = None
+        if not line or _RULE.fullmatch(line):
+            continue
+        if is_row:
+            cells = [_plain(cell) for cell in line.strip("|").split("|")]
+            if _RULE.fullmatch(following.split("\n", 1)[0].strip()) and "-" in following:
+                columns = cells
+            else:
+                found.append(_Line(offset, end, start, line, section, entity, cells, columns))
+        elif (heading := _heading_of(line, following)) is not None:
+            section, entity = section + 1, _entity(heading)
+        else:
+            found.append(_Line(offset, end, start, line, section, entity))
+    return found
+
+
+def _within(lines: Sequence[_Line], spans: Spans | None) -> list[_Line]:
+    """The lines that lie in one of the spans, if only in part."""
+    if spans is None:
+        return list(lines)
+    chosen: set[int] = set()
+    for first, last in spans:
+        chosen.update(range(bisect_right(lines, first, key=lambda line: line.end),
+                            bisect_left(lines, last, key=lambda line: line.start)))
+    return [lines[i] for i in sorted(chosen)]
+
+
 def find_facts(document: DocumentText, spans: Sequence[tuple[int, int]] | None = None) -> list[Found]:
     """The facts of a document's text in order, those that start in one of the spans (None: all).
 
     `start` is in characters of the text.
     """
-    def inside(at: int) -> bool:
-        return spans is None or any(first <= at < last for first, last in spans)
-    found: list[Found] = []
-    entity = _entity(document.title)
+    return list(_facts(document, None if spans is None else tuple((first, last) for first, last in spans)))
+
+
+@lru_cache(maxsize=2)
+def _facts(document: DocumentText, spans: Spans | None) -> tuple[Found, ...]:
+    """As `find_facts`; kept, since questions and answers are asked for one after the other."""
     read = [document.text] if spans is None else [document.text[first:last] for first, last in spans]
-    known, subject = "\n".join([document.title, *read]), entity
-    columns: list[str] | None = None
-    lines = list(_lines(document.text))
-    for number, (offset, raw) in enumerate(lines):
-        line = raw.strip()
-        start = offset + len(raw) - len(raw.lstrip())
-        following = "\n".join(text for _, text in lines[number + 1:number + 3]).strip()
-        if not line.startswith("|") and line.count("|") < 2:
-            columns = None
-        if not line or _RULE.fullmatch(line):
+    known, subject, section = "\n".join([document.title, *read]), "", -1
+    found: list[Found] = []
+    for line in _within(_outline(document), spans):
+        if line.section != section:
+            section, subject = line.section, line.entity
+        if line.cells is not None:
+            found += [fact for fact in _row_facts(line.start, line.cells, line.columns, line.entity) if fact]
             continue
-        if line.startswith("|") or line.count("|") >= 2:
-            cells = [_plain(cell) for cell in line.strip("|").split("|")]
-            if _RULE.fullmatch(following.split("\n", 1)[0].strip()) and "-" in following:
-                columns = cells
-            else:
-                found += [fact for fact in _row_facts(start, cells, columns, entity) if fact]
-            continue
-        heading = _heading_of(line, following)
-        if heading is not None:
-            entity = subject = _entity(heading)
-            continue
-        if spans is not None and not any(first < offset + len(raw) and start < last for first, last in spans):
-            continue
-        if bullet := _BULLET.match(line):
-            line = line[bullet.end():]
-        line = _plain(line)
-        match = _LABEL.fullmatch(line)
+        bullet = _BULLET.match(line.text)
+        text = _plain(line.text[bullet.end():] if bullet else line.text)
+        match = _LABEL.fullmatch(text)
         if match and len(match["label"].split()) <= _MAX_LABEL_WORDS and len(match["value"]) <= _MAX_VALUE:
-            fact = _labelled(start, entity, match["label"], match["value"])
+            fact = _labelled(line.start, line.entity, match["label"], match["value"])
             if fact:
                 found.append(fact)
             continue
-        for at, written in _sentences(line):
+        for at, written in _sentences(text):
             sentence = _named(written, subject)
             match = _LABEL.fullmatch(sentence)
             if match and len(match["label"].split()) <= _MAX_LABEL_WORDS + 4:
-                fact = _labelled(start + at, "", match["label"], match["value"])
+                fact = _labelled(line.start + at, "", match["label"], match["value"])
             else:
-                fact = _by_template(start + at, sentence)
+                fact = _by_template(line.start + at, sentence)
             if fact is None or not fact.value or len(fact.value) > _MAX_VALUE:
-                fact = _by_cloze(start + at, sentence, known)
+                fact = _by_cloze(line.start + at, sentence, known)
             names = [name for name in _NAMES.findall(written) if fact is None or fact.cloze or name not in fact.value]
             subject = re.sub(r"['’]s$", "", names[0]) if names else subject
             if fact:
                 found.append(fact)
-    return [fact for fact in found if inside(fact.start)]
+    return tuple(fact for fact in found
+                 if spans is None or any(first <= fact.start < last for first, last in spans))
 
 
 def _spread(facts: Sequence[Found], limit: int) -> list[Found]:
@@ -358,38 +413,3 @@ def text_answers(document: DocumentText, spans: Sequence[tuple[int, int]] | None
         for question in fact.questions:
             answers.setdefault(question, fact.value)
     return answers
-
-
-# --- questions of the base itself -------------------------------------------------------------------------------------
-
-_REQUEST = ("Write {count} short questions about the text above. Each asks for one fact that the text states, names "
-            "what it is about, and can be understood without the text. One question a line, nothing else.")
-_QUESTION_LINE = re.compile(r"(?:[-*•]|\d{1,2}[.):])?\s*(?P<question>[^\W\d_].*\?)\s*")
-_MIN_WORDS, _MIN_SHARE = 3, 0.5
-
-
-def ask_base(base: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, document: DocumentText,
-             limit: int) -> list[Probe]:
-    """At most `limit` questions that the base itself writes about the document; empty where it can not.
-
-    It can where most of what it writes are different lines of three words or more that end in "?" and share a word with
-    the document. A small reader such as nano answers the request as if it were a question, which gives no such line.
-    Greedy, at most 24 tokens a question. Raises ValueError without a chat template.
-    """
-    head = f"{document.title.strip()}\n\n" if document.title.strip() else ""
-    prompt = closed_book(tokenizer, f"{head}{document.text.strip()}\n\n{_REQUEST.format(count=limit)}")
-    ids = torch.tensor([prompt], device=base.device)
-    with torch.no_grad():
-        made = base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=24 * limit,
-                             do_sample=False, use_cache=True, pad_token_id=tokenizer.pad_token_id or 0)
-    written = str(tokenizer.decode(made[0, len(prompt):], skip_special_tokens=True))
-    lines = [line.strip() for line in written.splitlines() if line.strip()]
-    words = set(re.findall(r"\w{3,}", f"{head}{document.text}".lower()))
-    questions: dict[str, None] = {}
-    for line in lines:
-        match = _QUESTION_LINE.fullmatch(line)
-        if match and len(line.split()) >= _MIN_WORDS and words & set(re.findall(r"\w{3,}", line.lower())):
-            questions[match["question"]] = None
-    if len(questions) < _MIN_SHARE * min(limit, max(1, len(lines))) or len(questions) < _MIN_SHARE * len(lines):
-        return []
-    return [Probe(question) for question in list(questions)[:limit]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from hypernet.encoder import load_base, read
 from hypernet.inject import module_path
 from hypernet.lora import LoraAdapter, concatenate
+from hypernet.padding import pad
 from hypernet.perceiver import Factors, Hypernetwork
 
 
@@ -50,17 +52,6 @@ class DocumentReader(Protocol):
         ...
 
 
-def pad(rows: Sequence[list[int]], device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens `[B, T]`, padded on the right with 0, and a mask `[B, T]` that is true on tokens."""
-    length = max(map(len, rows))
-    tokens = torch.zeros((len(rows), length), dtype=torch.long)
-    mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, :len(row)] = torch.tensor(row)
-        mask[i, :len(row)] = True
-    return tokens.to(device), mask.to(device)
-
-
 def adapter_of(factors: Factors, i: int, scaling: float, base_model: str) -> LoraAdapter:
     """Row `i` of A `[B, L, r, d_in]` and B `[B, L, r, d_out]` as an adapter whose update is `scaling * B^T A`."""
     tensors, rank = {}, 0
@@ -72,38 +63,53 @@ def adapter_of(factors: Factors, i: int, scaling: float, base_model: str) -> Lor
     return LoraAdapter(rank, scaling * rank, tensors, base_model)
 
 
-class NativeReader:
-    """A hypernetwork of this project's own kind, which reads a chunk at the start of an open user turn."""
+class PerceiverReader(ABC):
+    """Implements DocumentReader but for `frame`, for the networks of `hypernet.perceiver`. `base_model` names the base
+    in the adapters."""
 
-    def __init__(self, checkpoint: Path, base: Path, base_fingerprint: str) -> None:
-        """Load both. Raises CheckpointMismatch, FileNotFoundError or OSError."""
-        self.network = Hypernetwork.load(checkpoint)
-        trained_for = self.network.config.base_fingerprint
-        if trained_for != base_fingerprint:
-            raise CheckpointMismatch(f"the hypernetwork in {checkpoint} was trained for base {trained_for[:12]}, "
-                                     f"the base in {base} is {base_fingerprint[:12]}")
+    def __init__(self, network: Hypernetwork, base: Path, base_model: str) -> None:
+        """Load the base. Raises OSError."""
+        self.network, self.base_model = network, base_model
         self.base, self.tokenizer = load_base(base)
-        self.chunk_tokens = self.network.config.chunk_tokens
-        self.chunks_per_part = self.network.config.chunks_per_part
-        # Two tokens belong to the frame around the text, and joining texts may add a few.
-        self.max_tokens = self.network.config.max_tokens - 8
+        self.max_tokens = network.config.max_tokens
+        self.chunk_tokens = network.config.chunk_tokens
+        self.chunks_per_part = network.config.chunks_per_part
 
     def rank(self, chunks: int) -> int:
         """See DocumentReader."""
         return chunks * self.network.config.rank
 
+    @abstractmethod
     def frame(self, text: str) -> list[int]:
         """See DocumentReader."""
-        user = self.tokenizer.convert_tokens_to_ids("<|user|>")
-        return [user, *self.tokenizer.encode(text.strip() + "\n\n", add_special_tokens=False)]
 
     @torch.no_grad()
     def adapters(self, chunks: Sequence[list[int]]) -> list[LoraAdapter]:
         """See DocumentReader."""
         tokens, mask = pad(chunks)
         factors = self.network(read(self.base, tokens, mask), mask)
-        return [adapter_of(factors, i, 1.0, "nano") for i in range(len(chunks))]
+        return [adapter_of(factors, i, 1.0, self.base_model) for i in range(len(chunks))]
 
     def join(self, parts: Sequence[LoraAdapter]) -> LoraAdapter:
         """See DocumentReader."""
         return concatenate(list(parts))
+
+
+class NativeReader(PerceiverReader):
+    """A hypernetwork of this project's own kind, which reads a chunk at the start of an open user turn."""
+
+    def __init__(self, checkpoint: Path, base: Path, base_fingerprint: str) -> None:
+        """Load both. Raises CheckpointMismatch, FileNotFoundError or OSError."""
+        network = Hypernetwork.load(checkpoint)
+        trained_for = network.config.base_fingerprint
+        if trained_for != base_fingerprint:
+            raise CheckpointMismatch(f"the hypernetwork in {checkpoint} was trained for base {trained_for[:12]}, "
+                                     f"the base in {base} is {base_fingerprint[:12]}")
+        super().__init__(network, base, "nano")
+        # Two tokens belong to the frame around the text, and joining texts may add a few.
+        self.max_tokens -= 8
+
+    def frame(self, text: str) -> list[int]:
+        """See DocumentReader."""
+        user = self.tokenizer.convert_tokens_to_ids("<|user|>")
+        return [user, *self.tokenizer.encode(text.strip() + "\n\n", add_special_tokens=False)]

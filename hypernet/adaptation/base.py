@@ -12,15 +12,19 @@ import torch
 from torch import Tensor
 
 from hypernet.adaptation.settings import TrainingInputError
+from hypernet.answers import answer_greedily, end_tokens
 from hypernet.encoder import load_base, read
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.inject import adapted, targets_of
+from hypernet.padding import pad
 from hypernet.perceiver import Factors, Hypernetwork, Target
 from hypernet.published.bases import hub_name
 from hypernet.published.errors import CheckpointInvalid
 from hypernet.published.frames import Frame, frame_for
-from hypernet.reader import pad
 from hypernet.training.precision import bfloat16_is_faster
+
+_BATCH_TOKENS = 16_384
+"""Padded tokens of prompts that are answered at once, at most, unless a single one has more."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,7 @@ class FrozenBase:
         self.half = precision == "bfloat16" or (precision == "auto" and (cuda or bfloat16_is_faster()))
         self.model.to(device=self.device, dtype=torch.bfloat16 if cuda and self.half else torch.float32)
         self.positions = int(self.model.config.max_position_embeddings)
-        stops = self.model.generation_config.eos_token_id
-        stops = stops if isinstance(stops, list) else [stops]
-        self.stops = {int(stop) for stop in [*stops, self.tokenizer.eos_token_id] if stop is not None}
+        self.ends = end_tokens(self.model, self.tokenizer)
 
     def targets(self, names: tuple[str, ...]) -> tuple[Target, ...]:
         """Widths of the modules that get a LoRA. Raises TrainingInputError where the base has no such modules."""
@@ -138,25 +140,10 @@ class FrozenBase:
         cap = getattr(model.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    @torch.no_grad()
     def write(self, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
         """Greedy continuations of at most `tokens` tokens, with the end-of-turn token where one came."""
-        length = max(map(len, prompts))
-        fill = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.stops, default=0)
-        ids = torch.full((len(prompts), length), fill, dtype=torch.long)
-        mask = torch.zeros((len(prompts), length), dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            ids[i, length - len(prompt):] = torch.tensor(prompt)
-            mask[i, length - len(prompt):] = 1
         with self.computing():
-            output = self.model.generate(
-                input_ids=ids.to(self.device), attention_mask=mask.to(self.device), do_sample=False, num_beams=1,
-                max_new_tokens=tokens, pad_token_id=fill, eos_token_id=sorted(self.stops) or None)
-        found = []
-        for row in output[:, length:].tolist():
-            end = next((i for i, token in enumerate(row) if token in self.stops), len(row) - 1)
-            found.append(row[:end + 1])
-        return found
+            return answer_greedily(self.model, prompts, self.ends, tokens, _BATCH_TOKENS)
 
 
 def labels_of(rows: Sequence[Row]) -> Tensor:

@@ -8,13 +8,13 @@ from the passage's own facts, worded otherwise than the quality gate's.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hypernet.adaptation.base import FrozenBase, Row
 from hypernet.adaptation.corpus import Passage
+from hypernet.base_questions import parse_questions
 from hypernet.documents import DocumentText
 from hypernet.probes import make_probes
 from hypernet.prompts import closed_book, in_context
@@ -23,9 +23,6 @@ INSTRUCTION = ("Write {count} different questions that the text above answers. A
                "is about, and do not mention the text. One question a line, without answers.")
 QUESTION_TOKENS = 40
 """Room for one written question."""
-_MARKER = re.compile(r"^\s*(?:[-*•]|\(?\d{1,2}[.):])\s*|^\s*Q(?:uestion)?\s*\d*\s*[:.]\s*", re.IGNORECASE)
-_BATCH_TOKENS = 16_384
-_MAX_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -53,36 +50,6 @@ class Asked:
         return Row(prompt, list(self.questions[i].answer))
 
 
-def parse_questions(text: str, limit: int) -> list[str]:
-    """Lines that are questions, without numbers and bullets, each once, at most `limit`."""
-    found: dict[str, None] = {}
-    for line in text.splitlines():
-        question = _MARKER.sub("", line).strip().strip("*\"").strip()
-        if question.endswith("?") and 3 <= len(question.split()) <= 40:
-            found.setdefault(question)
-    return list(found)[:limit]
-
-
-def _batches(prompts: Sequence[list[int]], extra: int) -> Iterator[list[int]]:
-    """Numbers of prompts of like length, so many at a time as fit `_BATCH_TOKENS` with `extra` tokens each."""
-    batch: list[int] = []
-    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
-        if batch and (len(batch) == _MAX_BATCH or (len(batch) + 1) * (len(prompts[i]) + extra) > _BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _write_all(base: FrozenBase, prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in prompts]
-    for batch in _batches(prompts, tokens):
-        for i, answer in zip(batch, base.write([prompts[i] for i in batch], tokens), strict=True):
-            found[i] = answer
-    return found
-
-
 def _questions(base: FrozenBase, passages: Sequence[Passage], count: int, source: str) -> list[list[tuple[str, str]]]:
     """For each passage, questions with who wrote them: "base" or "templates"."""
     found: list[list[tuple[str, str]]] = [[] for _ in passages]
@@ -90,7 +57,7 @@ def _questions(base: FrozenBase, passages: Sequence[Passage], count: int, source
         room = count * QUESTION_TOKENS
         prompts = [in_context(base.tokenizer, passage.text, INSTRUCTION.format(count=count)) for passage in passages]
         fitting = [i for i, prompt in enumerate(prompts) if len(prompt) + room <= base.positions]
-        for i, written in zip(fitting, _write_all(base, [prompts[i] for i in fitting], room), strict=True):
+        for i, written in zip(fitting, base.write([prompts[i] for i in fitting], room), strict=True):
             text = base.tokenizer.decode(written, skip_special_tokens=True)
             found[i] = [(question, "base") for question in parse_questions(text, count)]
     if source != "base":
@@ -144,7 +111,7 @@ class QuestionStore:
             questions = _questions(base, part, count, source)
             places = [(i, question, writer) for i, some in enumerate(questions) for question, writer in some]
             prompts = [in_context(base.tokenizer, part[i].text, question) for i, question, _ in places]
-            answers = _write_all(base, prompts, answer_tokens)
+            answers = base.write(prompts, answer_tokens)
             lines: list[list[dict]] = [[] for _ in part]
             for (i, question, writer), prompt, answer in zip(places, prompts, answers, strict=True):
                 text = base.tokenizer.decode(answer, skip_special_tokens=True).strip()

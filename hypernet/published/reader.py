@@ -11,13 +11,14 @@ import torch
 from hypernet.encoder import load_base
 from hypernet.inject import layers_path
 from hypernet.lora import LoraAdapter, concatenate
+from hypernet.padding import pad
 from hypernet.perceiver import Factors
 from hypernet.published.activations import ActivationReader
 from hypernet.published.bases import check_base
 from hypernet.published.errors import CheckpointInvalid
 from hypernet.published.folder import load_doc_to_lora
 from hypernet.published.frames import frame_for
-from hypernet.reader import CheckpointMismatch, adapter_of, pad
+from hypernet.reader import CheckpointMismatch, adapter_of
 
 
 class DocToLoraReader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -19,15 +19,19 @@ from hypernet.gate import GateReport
 from hypernet.generate import GeneratedAdapter, GeneratedDocument
 from hypernet.lora import AdapterInvalid, LoraAdapter
 from serve.config import ImprintConfig
-from serve.deployments.generator_gate import AdapterGate
+from serve.deployments.generator_gate import AdapterGate, Asked
 from serve.deployments.generator_leases import HeldJobs, Stopping
-from serve.deployments.generator_store import AdapterStore, FinishedPart
+from serve.deployments.generator_store import AdapterStore, FinishedPart, Span
 from serve.metrics import GeneratorMetrics
 from serve.registry import LeaseLost
 from serve.registry.records import LeasedJob
 
 logger = logging.getLogger(__name__)
 
+Reports = list[GateReport | None]
+"""The gate's on each part of a document; None without a gate."""
+JUDGED_TOGETHER = 16
+"""Parts that the gate judges at once, at most: it takes less time, but what is judged waits for all of it."""
 Plan = list[list[Chunk]]
 """The chunks of each part of a document, in order."""
 NO_TASKS = ("mode: 'task' needs generator.task.checkpoint, a converted Text-to-LoRA checkpoint, which this server does "
@@ -94,8 +98,9 @@ class GenerateJobs:
             for item, plan in valid:
                 self._alone(item, partial(self._distill, self._generator, item, plan))
         else:
-            for item, generated in self._generate(valid):
-                self._alone(item, partial(self._deliver, item, generated))
+            for some in _few_parts(self._generate(valid)):
+                for (item, generated), reports in zip(some, self._judge(some), strict=True):
+                    self._alone(item, partial(self._deliver, item, generated, reports))
 
     def _alone(self, item: LeasedJob, work: Callable[[], None]) -> None:
         """Do the rest of one job; what goes wrong ends this job only."""
@@ -157,19 +162,42 @@ class GenerateJobs:
         self._metrics.stage_seconds.labels("distill").observe(time.monotonic() - started)
         self._deliver(item, generated)
 
-    def _deliver(self, item: LeasedJob, generated: GeneratedDocument) -> None:
-        """Gate, store and publish all parts of one document."""
+    def _judge(self, items: Sequence[tuple[LeasedJob, GeneratedDocument]]) -> list[Reports | None]:
+        """The gate's reports on several documents' parts, asked together, which takes less time; None for a document
+        that is to be judged alone: the only one, or any where that failed."""
+        if len(items) > 1:
+            try:
+                asked = [self._asked(item, generated) for item, generated in items]
+                reports = iter(self._gate.check_all([one for parts in asked for one in parts],
+                                                    self._config.generator.kind))
+                return [[next(reports) for _ in parts] for parts in asked]
+            except Exception:
+                logger.exception("%d documents could not be judged together; trying one by one", len(items))
+        return [None for _ in items]
+
+    def _asked(self, item: LeasedJob, generated: GeneratedDocument) -> list[Asked]:
+        """What the gate is asked about each part of a document."""
+        spans = [spans_of(made) for made in generated.parts]
+        probes = self._gate.probes(item.version, spans)
+        return [(item.version, made.lora, own, asked)
+                for made, own, asked in zip(generated.parts, spans, probes, strict=True)]
+
+    def _deliver(self, item: LeasedJob, generated: GeneratedDocument, reports: Reports | None = None) -> None:
+        """Gate, store and publish all parts of one document. `reports`: what the gate said, where it was asked."""
+        kind, count = self._config.generator.kind, len(generated.parts)
         with self._store.staged([part.lora for part in generated.parts]) as staged:
-            spans = [[(chunk.start, chunk.end) for chunk in made.chunks] for made in generated.parts]
-            probes = self._gate.probes(item.version, spans)
-            kind = self._config.generator.kind
-            parts = []
-            for i, (adapter, made) in enumerate(zip(staged, generated.parts, strict=True)):
-                self._held.progress(item, "gate", 0.7 + 0.1 * i / len(staged))
+            found = list(reports or [])
+            asked = [] if found else self._asked(item, generated)
+            self._held.progress(item, "gate", 0.7)
+            for first in range(0, len(asked), JUDGED_TOGETHER):
+                self._held.progress(item, "gate", 0.7 + 0.1 * first / count)
                 self._held.must_hold(item)
-                report = self._gate.check(item.version, made.lora, spans[i], probes[i], kind)
-                manifest = {**part_manifest(kind, made, i, len(staged)), "gate": _said(report)}
-                parts.append(FinishedPart(adapter, spans[i], manifest, _state(report), self._generator.fingerprint))
+                found += self._gate.check_all(asked[first:first + JUDGED_TOGETHER], kind)
+            parts = []
+            for i, (adapter, made, report) in enumerate(zip(staged, generated.parts, found, strict=True)):
+                manifest = {**part_manifest(kind, made, i, count), "gate": _said(report)}
+                parts.append(FinishedPart(adapter, spans_of(made), manifest, _state(report),
+                                          self._generator.fingerprint))
             self._publish(item, parts, refine=True)
 
     def _make_task(self, item: LeasedJob) -> None:
@@ -206,6 +234,25 @@ class GenerateJobs:
 def text_of(item: LeasedJob) -> DocumentText:
     """The version that a job is about, as the generator reads it."""
     return DocumentText(item.version.title, item.version.text)
+
+
+def spans_of(made: GeneratedAdapter) -> list[Span]:
+    """The spans of the document's text that a part was made from, in characters."""
+    return [(chunk.start, chunk.end) for chunk in made.chunks]
+
+
+def _few_parts(
+    items: Sequence[tuple[LeasedJob, GeneratedDocument]],
+) -> Iterator[list[tuple[LeasedJob, GeneratedDocument]]]:
+    """The documents in groups of at most `JUDGED_TOGETHER` parts, or of one document."""
+    some: list[tuple[LeasedJob, GeneratedDocument]] = []
+    for item, generated in items:
+        if some and sum(len(one.parts) for _, one in some) + len(generated.parts) > JUDGED_TOGETHER:
+            yield some
+            some = []
+        some.append((item, generated))
+    if some:
+        yield some
 
 
 def _said(report: GateReport | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.inject import module_path, targets_of
 from hypernet.lora import LoraAdapter
-from hypernet.perceiver import Factors, HypernetConfig, Hypernetwork
+from hypernet.perceiver import HypernetConfig, Hypernetwork
 from hypernet.training.base import base_config
 
 LAYERS, HIDDEN, INNER = 2, 64, 96
@@ -63,21 +63,3 @@ def random_lora(seed: int, rank: int = 4, alpha: float = 6.0, names: tuple[str, 
 def deltas(lora: LoraAdapter) -> dict[str, Tensor]:
     """The update of each weight, `[d_out, d_in]`."""
     return {path: lora.alpha / lora.rank * b @ a for path, (a, b) in lora.tensors.items()}
-
-
-def factors_of(loras: list[LoraAdapter]) -> Factors:
-    """The adapters as rows of a batch for `adapted`; those of lower rank are filled with zeros."""
-    rank = max(lora.rank for lora in loras)
-    paths = list(loras[0].tensors)
-    layers = 1 + max(int(path.split(".")[2]) for path in paths)
-    found: Factors = {}
-    for name in loras[0].target_modules:
-        rows_a, rows_b = [], []
-        for lora in loras:
-            pairs = [lora.tensors[module_path(layer, name)] for layer in range(layers)]
-            fill = (0, 0, 0, rank - lora.rank)
-            scale = lora.alpha / lora.rank
-            rows_a.append(torch.stack([torch.nn.functional.pad(a, fill) for a, _ in pairs]))
-            rows_b.append(torch.stack([torch.nn.functional.pad(b.mT * scale, fill) for _, b in pairs]))
-        found[name] = (torch.stack(rows_a), torch.stack(rows_b))
-    return found

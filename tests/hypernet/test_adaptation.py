@@ -17,7 +17,7 @@ from hypernet.adaptation.corpus import Corpus, Passage, cut, read_documents
 from hypernet.adaptation.curriculum import GroupSampler
 from hypernet.adaptation.evaluate import Evaluation, Ways, evaluate, warnings_of
 from hypernet.adaptation.losses import factor_size, top_k_divergence
-from hypernet.adaptation.questions import Asked, QuestionAnswer, QuestionStore, parse_questions
+from hypernet.adaptation.questions import Asked, QuestionAnswer, QuestionStore
 from hypernet.adaptation.settings import AdaptationSettings, TrainingInputError
 from hypernet.adaptation.state import Curve
 from hypernet.adaptation.trainer import learning_rate
@@ -118,14 +118,6 @@ def test_one_long_document_holds_out_passages(base: FrozenBase) -> None:
 def test_documents_too_short(base: FrozenBase) -> None:
     with pytest.raises(TrainingInputError, match="too short: they give 0 passages of at least 12 tokens, and 4 are"):
         corpus_of(base, [DocumentText("", text) for text in ("Hi.", "Yes.", "No.", "Ok.")])
-
-
-def test_questions_are_parsed_from_what_a_base_writes() -> None:
-    text = ("Questions:\n1. What does the lamp cost?\n- Who owns the lamp?\n2) \"What does the lamp cost?\""
-            "\nWhy?\nQ3: Where is the lamp made?\nThe lamp costs 4 euros.\n**When is it shut?**")
-    assert parse_questions(text, 9) == ["What does the lamp cost?", "Who owns the lamp?", "Where is the lamp made?",
-                                       "When is it shut?"]
-    assert len(parse_questions(text, 2)) == 2
 
 
 def test_answers_are_the_bases_own_and_asked_once(base: FrozenBase, tmp_path: Path) -> None:

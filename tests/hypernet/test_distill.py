@@ -14,7 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
-    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -26,18 +25,11 @@ from transformers import (
 )
 
 from hypernet import nano
+from hypernet.answers import answer_greedily, end_tokens
 from hypernet.distill import REFINE, DistillCancelled, Distiller, DistillGenerator, DistillSettings
 from hypernet.distill_loop import trainable
 from hypernet.distill_questions import GENERAL, assign, training_questions
-from hypernet.distill_teacher import (
-    Exercise,
-    Targets,
-    answer_greedily,
-    divergence,
-    end_tokens,
-    predict,
-    teach,
-)
+from hypernet.distill_teacher import Exercise, Targets, answer_with_likeliest, divergence, predict, teach
 from hypernet.documents import Chunk, DocumentError, DocumentText
 from hypernet.evaluation.scoring import contains_value, exact_match
 from hypernet.generate import HypernetGenerator
@@ -259,7 +251,7 @@ def test_refining_what_the_shipped_pair_knows_mends_it() -> None:
     def right(lora: LoraAdapter, document: DocumentText, spans: list[tuple[int, int]]) -> list[bool]:
         facts = find_facts(document, spans)
         with adapted(base, factors_of([lora])):
-            said = [answer_greedily(base, [closed_book(tokenizer, fact.questions[0])], ends, 12)[0][0]
+            said = [answer_greedily(base, [closed_book(tokenizer, fact.questions[0])], ends, 12)[0]
                     for fact in facts]
         return [exact_match(str(tokenizer.decode(ids, skip_special_tokens=True)), [fact.value])
                 for ids, fact in zip(said, facts, strict=True)]
@@ -275,22 +267,11 @@ def test_refining_what_the_shipped_pair_knows_mends_it() -> None:
     assert sum(after) >= max(6, min(9, sum(before) + 1)), f"{sum(before)} of 9 right before, {sum(after)} after"
 
 
-def test_teacher_ignores_the_penalties_of_the_base(base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = closed_book(tokenizer, QUESTIONS[0])
-    (plain, _, _), = answer_greedily(base, [prompt], [], 12)
-    own = GenerationConfig(repetition_penalty=9.0, no_repeat_ngram_size=1, min_new_tokens=3, do_sample=True)
-    monkeypatch.setattr(base, "generation_config", own)
-    assert len(set(prompt + plain)) < len(prompt + plain)
-    (found, _, _), = answer_greedily(base, [prompt], [], 12)
-    assert found == plain
-
-
 def test_loss_of_the_teacher_itself_is_that_of_its_top_tokens(base: LlamaForCausalLM,
                                                               tokenizer: PreTrainedTokenizerFast) -> None:
     """With all tokens as targets, a closed-book prompt that is the teacher's prompt has no divergence."""
     prompt = closed_book(tokenizer, QUESTIONS[0])
-    (answer, top, probabilities), = answer_greedily(base, [prompt], [], 4, k=len(tokenizer))
+    (answer, top, probabilities), = answer_with_likeliest(base, [prompt], [], 4, len(tokenizer))
     ids = torch.tensor([prompt + answer])
     targets = Targets(ids, torch.ones_like(ids), ids[:, -4:], torch.ones(1, 4, dtype=torch.bool), top[None],
                       probabilities[None])
@@ -393,8 +374,3 @@ def test_generator_fingerprint_tells_settings_and_base_apart(pair: tuple[Path, P
 def test_generator_refuses_a_rank_above_the_cap(pair: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="rank: is 8; at most max_lora_rank 4"):
         DistillGenerator(pair[0], QUICK, max_rank=4)
-
-
-def test_end_tokens_are_those_of_model_and_tokenizer(base: LlamaForCausalLM,
-                                                     tokenizer: PreTrainedTokenizerFast) -> None:
-    assert tokenizer.eos_token_id in end_tokens(base, tokenizer)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from hypernet.documents import DocumentText
-from hypernet.gate import REFERENCE_DOCUMENT, Gate, GateSettings, ProbeScores, _update_norm, score_of
+from hypernet.gate import REFERENCE_DOCUMENT, Candidate, Gate, GateSettings, ProbeScores, _update_norm, score_of
 from hypernet.generate import HypernetGenerator
 from hypernet.lora import LoraAdapter
 from hypernet.nano import base_dir, hypernet_dir
 from hypernet.probes import Probe
+from hypernet.prompts import in_context
 from tests.hypernet.helpers import deltas, random_lora
 
 POOL = DocumentText("Harbour Pool: visitor notice",
@@ -104,6 +105,40 @@ def test_only_the_spans_are_asked(gate: Gate, loras: dict[str, LoraAdapter]) -> 
 def test_same_probes_give_the_same_report(gate: Gate, loras: dict[str, LoraAdapter]) -> None:
     first, second = (gate.check(loras["pool"], POOL) for _ in range(2))
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+
+
+def test_several_are_judged_as_each_alone(gate: Gate, loras: dict[str, LoraAdapter],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own, another's and broken adapters, with open and with given answers, in whichever passes they share."""
+    asked = [Probe("When does the Harbour Pool open?", "7:15"), Probe("Who is the lifeguard on duty?")]
+    candidates = [Candidate(loras["pool"], POOL), Candidate(loras["ferry"], FERRY), Candidate(loras["ferry"], POOL),
+                  Candidate(scaled(loras["pool"], 0.0), POOL), Candidate(loras["japanese"], JAPANESE),
+                  Candidate(loras["pool"], POOL, [(0, POOL.text.index("The lifeguard"))]),
+                  Candidate(loras["pool"], POOL, probes=asked)]
+    alone = [gate.check(one.lora, one.document, one.spans, one.probes).manifest() for one in candidates]
+    passes: list[int] = []
+    counted = gate.base.register_forward_pre_hook(
+        lambda _module, _inputs, given: passes.append(len(given["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr("hypernet.gate.BATCH_TOKENS", 200)
+    for rows in (1, 1000):
+        monkeypatch.setattr(gate, "_rows", rows)
+        for one, expected in zip(gate.check_all(candidates), alone, strict=True):
+            found = {**one.manifest(), "seconds": expected["seconds"]}
+            assert found.pop("reasons") == expected["reasons"]
+            assert found == pytest.approx({key: expected[key] for key in found}, abs=1e-3)
+    counted.remove()
+    assert len(set(passes)) > 2, "passes of several sizes"
+    assert [one["state"] for one in alone] == ["ready", "ready", "degraded", "degraded", "degraded", "ready", "ready"]
+    assert gate.check_all([]) == []
+
+
+def test_own_answers_are_as_probable_as_when_they_are_read(gate: Gate) -> None:
+    prompts = [in_context(gate.tokenizer, POOL.text, question)
+               for question in ("When does the Harbour Pool open?", "Who is the lifeguard on duty?")]
+    written = gate._greedy(prompts)
+    read = gate._log_probabilities(prompts, [answer for answer, _ in written], None)
+    assert [reference for _, reference in written] == pytest.approx(read, abs=1e-4)
+    assert all(-3 < reference < 0 for reference in read)
 
 
 def test_base_is_left_as_it_was(gate: Gate, loras: dict[str, LoraAdapter]) -> None:

@@ -80,24 +80,48 @@ def test_batch_does_not_matter(generator: HypernetGenerator, pair: tuple[Path, P
     assert max(float((one[path] - other[path]).abs().max()) for path in one) > 1e-3
 
 
-def test_a_pass_holds_few_tokens_or_one_chunk(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[tuple[int, int]] = []
+def passes_of(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The chunks' lengths in each pass from now on."""
+    passes: list[list[int]] = []
     adapters = generator.reader.adapters
 
     def count(chunks: Sequence[list[int]]) -> list[LoraAdapter]:
-        passes.append((len(chunks), max(map(len, chunks))))
+        passes.append([len(chunk) for chunk in chunks])
         return adapters(chunks)
 
+    monkeypatch.setattr(generator.reader, "adapters", count)
+    return passes
+
+
+def test_a_pass_holds_few_tokens_or_one_chunk(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [SHORT, OTHER, LONG, SHORT]
     wanted = generate(generator, documents)
-    monkeypatch.setattr(generator.reader, "adapters", count)
+    passes = passes_of(generator, monkeypatch)
     monkeypatch.setattr("hypernet.generate.BATCH_TOKENS", 60)
     found = generate(generator, documents)
-    assert sum(number for number, _ in passes) == sum(len(made.chunks) for made in found)
-    assert all(number == 1 or number * length <= 60 for number, length in passes)
-    assert 1 < len(passes) < sum(number for number, _ in passes)
+    assert sum(map(len, passes)) == sum(len(made.chunks) for made in found)
+    assert all(len(lengths) == 1 or len(lengths) * max(lengths) <= 60 for lengths in passes)
+    assert 1 < len(passes) < sum(map(len, passes))
     for one, other in zip(wanted, found, strict=True):
         assert_same(deltas(one.lora), deltas(other.lora))
+
+
+def test_only_chunks_of_like_length_share_a_pass(generator: HypernetGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their order; the adapters are those of chunks that are made alone, or all in one pass."""
+    documents = [DocumentText("", "The lamp costs 4 euros. " * count) for count in (1, 3, 1, 2, 3, 1)]
+    alone = [generate(generator, [document])[0] for document in documents]
+    passes = passes_of(generator, monkeypatch)
+    found = generate(generator, documents)
+    assert len(passes) > 1 and max(map(len, passes)) > 1
+    assert all(max(lengths) <= 2 * min(lengths) for lengths in passes)
+    passes.clear()
+    monkeypatch.setattr("hypernet.generate.MAX_SPREAD", 100.0)
+    together = generate(generator, documents)
+    assert len(passes) == 1 and max(passes[0]) > 2 * min(passes[0])
+    for one, two, three in zip(alone, found, together, strict=True):
+        assert one.chunks == two.chunks == three.chunks
+        assert_same(deltas(one.lora), deltas(two.lora))
+        assert_same(deltas(one.lora), deltas(three.lora))
 
 
 def test_several_chunks_concatenate_ranks(generator: HypernetGenerator) -> None:

@@ -10,9 +10,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from hypernet.inject import MODULE_PARENTS, adapted, module_path, targets_of
-from hypernet.lora import CONFIG, WEIGHTS, LoraAdapter, concatenate, validate_folder
+from hypernet.lora import CONFIG, WEIGHTS, LoraAdapter, concatenate, factors_of, validate_folder
 from hypernet.perceiver import concatenate_ranks
-from tests.hypernet.helpers import HIDDEN, INNER, LAYERS, deltas, factors_of, random_lora
+from tests.hypernet.helpers import HIDDEN, INNER, LAYERS, deltas, random_lora
 
 IDS = torch.arange(24).view(2, 12) + 30
 

@@ -15,11 +15,10 @@ from hypernet.evaluation.scoring import exact_match
 from hypernet.fingerprint import fingerprint_folder
 from hypernet.generate import GeneratedDocument, HypernetGenerator
 from hypernet.inject import adapted
-from hypernet.lora import LoraAdapter
+from hypernet.lora import LoraAdapter, factors_of
 from hypernet.nano import base_dir, hypernet_dir
 from hypernet.perceiver import Factors, HypernetConfig
 from hypernet.training.corpus.documents import Split
-from tests.hypernet.helpers import factors_of
 
 MOST_BYTES = 40_000_000
 PICKLED = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npz", ".npy", ".partial"}

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hypernet import probes
 from hypernet.documents import DocumentText
-from hypernet.encoder import load_base
-from hypernet.nano import base_dir
-from hypernet.probes import Probe, ask_base, find_facts, make_probes, text_answers
+from hypernet.probes import find_facts, make_probes, text_answers
 
 POOL = DocumentText("Harbour Pool: visitor notice",
                     "The Harbour Pool opens at 7:15 in the morning. The lifeguard on duty is Marta Velde.")
@@ -36,6 +33,14 @@ def questions(text: str, title: str = "", wording: int = 0) -> list[str]:
     ("The Mill Bakery closes at 18:30.", "When does the Mill Bakery close?"),
     ("The ferry leaves at 22:40.", "When does the ferry leave?"),
     ("The concert starts at 8 pm.", "When does the concert start?"),
+    ("The season ends at Easter.", "When does the season end?"),
+    ("The tram arrives at dawn.", "When does the tram arrive?"),
+    ("The shop opens from 7 to 9.", "When does the shop open?"),
+    ("Bus 14 leaves from Castle Square at 9:15.", "When does Bus 14 leave?"),
+    ("Bus 14 leaves from Castle Square.", "Where does Bus 14 leave from?"),
+    ("The ferry departs daily from platform 3.", "Where does the ferry depart from?"),
+    ("The walk starts at the Old Mill.", "Where does the walk start?"),
+    ("The code is 1.", "What is the code?"),
     ("You will find the desk in room B17.", "You will find the desk in room what?"),
     ("Until the bridge was rebuilt, traders paid 12 coins there.",
      "Until the bridge was rebuilt, traders paid how many coins there?"),
@@ -59,6 +64,12 @@ def test_wordings_ask_the_same_in_other_words() -> None:
     assert all(probe.answer is None for probe in first + second)
     with pytest.raises(ValueError, match="wording: is 2"):
         make_probes(POOL, None, 8, 2)
+
+
+def test_a_place_is_the_answer_to_where_in_both_wordings() -> None:
+    text = "Bus 14 leaves from Castle Square."
+    assert questions(text, wording=1) == ["Bus 14 leaves from where?"]
+    assert set(text_answers(DocumentText("", text), None).values()) == {"Castle Square"}
 
 
 def test_the_text_answers_its_own_questions() -> None:
@@ -93,6 +104,23 @@ def test_heading_outside_the_span_still_names_the_entity() -> None:
         "What is the colour of Kestrel 40?"]
 
 
+def test_parts_have_the_facts_of_their_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever order they are asked for, and with the document's lines read once."""
+    text = "\n\n".join(f"# Lamp {i}\n\nMarta likes it. Its price is {i} euros.\n\n| | |\n|---|---|\n| Weight | {i} kg |"
+                       for i in range(30))
+    document = DocumentText("Lamps", text)
+    starts = [text.index(f"# Lamp {i}\n") for i in range(30)] + [len(text)]
+    reads: list[str] = []
+    monkeypatch.setattr(probes, "_lines", lambda text, real=probes._lines: reads.append(text) or real(text))
+    for i in reversed(range(30)):
+        facts = find_facts(document, [(starts[i], starts[i + 1])])
+        assert [fact.start - starts[i] for fact in facts] == [
+            fact.start for fact in find_facts(DocumentText("Lamps", text[starts[i]:starts[i + 1]]))]
+        assert {f"{i} euros", f"{i} kg"} <= {fact.value for fact in facts}
+        assert f"What is the weight of Lamp {i}?" in [fact.questions[0] for fact in facts]
+    assert reads.count(text) == 1
+
+
 @pytest.mark.parametrize("text", ["x", "\x00\x01\x02", "....", "|", "|---|", "# ", "これは日本語の文章です。"])
 def test_nothing_to_ask(text: str) -> None:
     assert make_probes(DocumentText("", text), None, 8) == []
@@ -103,37 +131,3 @@ def test_hostile_text_takes_no_time(text: str) -> None:
     begun = time.process_time()
     make_probes(DocumentText("", text), [(0, 4000)], 8)
     assert time.process_time() - begun < 2.0
-
-
-class WritingBase:
-    """Stands in for a large instruct base, which cannot run here: it writes the given lines."""
-
-    device = "cpu"
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, written: str) -> None:
-        self.tokenizer, self.written = tokenizer, written
-
-    def generate(self, input_ids, **_settings):  # type: ignore[no-untyped-def]
-        ids = self.tokenizer.encode(self.written, add_special_tokens=False)
-        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
-
-
-@pytest.mark.parametrize(("written", "expected"), [
-    ("1. When does the Harbour Pool open?\n2. Who is the lifeguard?\n",
-     ["When does the Harbour Pool open?", "Who is the lifeguard?"]),
-    ("7:15", []),
-    ("Here is a long story.\nIt goes on.\nAnd on.\nWho is the lifeguard?", []),
-    ("Shall we talk of zebras?\nWhat are quokkas like?", []),
-])
-def test_ask_base_keeps_questions_only(tokenizer: PreTrainedTokenizerFast, written: str, expected: list[str]) -> None:
-    base = WritingBase(tokenizer, written)
-    assert ask_base(base, tokenizer, POOL, 2) == [Probe(question) for question in expected]  # type: ignore[arg-type]
-
-
-def test_nano_cannot_write_questions() -> None:
-    base, tokenizer = load_base(base_dir())
-    assert ask_base(base, tokenizer, POOL, 4) == []
-
-
-def test_random_base_cannot_either(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert ask_base(llama, tokenizer, POOL, 2) == []

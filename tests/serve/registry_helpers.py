@@ -11,7 +11,7 @@ import pytest
 
 from serve.ids import new_id
 from serve.registry import Registry, migrate
-from serve.registry.records import ChangeEvent, LeasedJob, NewAdapter, NewCentroids
+from serve.registry.records import ChangeEvent, Document, LeasedJob, NewAdapter, NewCentroids
 from tests.postgresql import Cluster
 
 
@@ -47,6 +47,19 @@ def registry(url: str, clock: Clock) -> Iterator[Registry]:
     opened = Registry.open(url, clock)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def acme(registry: Registry) -> str:
+    """A tenant's ID."""
+    return registry.create_tenant("acme").id
+
+
+def read(registry: Registry, tenant: str, name: str) -> Document:
+    """A document that is there."""
+    document = registry.get_document(tenant, name)
+    assert document is not None
+    return document
 
 
 def new_adapter(

@@ -11,7 +11,7 @@ import torch
 
 from hypernet import nano
 from hypernet.documents import DocumentText
-from hypernet.gate import REFERENCE_DOCUMENT, THRESHOLD
+from hypernet.gate import REFERENCE_DOCUMENT, THRESHOLD, Candidate, Gate, GateReport
 from hypernet.generate import GeneratedAdapter, GeneratedDocument, HypernetGenerator
 from serve.config import GateConfig
 from serve.deployments.generator_gate import AdapterGate, open_gate
@@ -80,6 +80,28 @@ def test_an_adapter_that_ignores_its_document_is_degraded(
         assert reason in adapter.manifest["gate"]["reasons"]
         assert [entry.state for entry in bench.registry.routable(bench.tenant_id)] == ["degraded"]
         assert bench.metric("imprint_gate_results_total", source="hypernet", state="degraded") == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_documents_of_a_batch_are_judged_together_or_else_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    gate, calls = nano_gate(), []
+
+    def check_all(candidates: Sequence[Candidate]) -> list[GateReport]:
+        calls.append(len(candidates))
+        if fails and len(candidates) > 1:
+            raise RuntimeError("too large")
+        return Gate.check_all(gate, candidates)
+
+    monkeypatch.setattr(gate, "check_all", check_all)
+    with open_bench(tmp_path, nano.base_dir(), nano_generator(), gate=gate) as bench:
+        posted = [bench.post(f"The caretaker is {name}. The door code is 4711.", TITLE, external_id=name)
+                  for name in ("Edda Brant", "Karl Bauer", "Mira Olsen")]
+        bench.worker.run_once()
+        assert calls == ([3, 1, 1, 1] if fails else [3])
+        assert [bench.document(one).state for one in posted] == ["ready"] * 3
+        assert bench.metric("imprint_gate_results_total", source="hypernet", state="ready") == 3
 
 
 def test_the_clients_probes_decide(tmp_path: Path) -> None:

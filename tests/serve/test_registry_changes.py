@@ -11,6 +11,7 @@ from serve.registry import InvalidInput, LeaseLost, NotFound, Registry
 from serve.registry.records import NewCentroids, Resolution
 from tests.serve.registry_helpers import (  # noqa: F401
     Clock,
+    acme,
     centroids,
     clock,
     lease_one,
@@ -23,11 +24,6 @@ from tests.serve.registry_helpers import (  # noqa: F401
 )
 
 # ruff: noqa: F811
-
-
-@pytest.fixture
-def acme(registry: Registry) -> str:
-    return registry.create_tenant("acme").id
 
 
 def test_publication_is_visible_as_a_whole(registry: Registry, acme: str, clock: Clock) -> None:

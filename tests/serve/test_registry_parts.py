@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from serve.registry import InvalidInput, Registry
-from serve.registry.records import Document, NewAdapter, NewCentroids, Resolution
+from serve.registry.records import NewAdapter, NewCentroids, Resolution
 from tests.serve.registry_helpers import (  # noqa: F401
     Clock,
+    acme,
     clock,
     lease_one,
     make_ready,
     new_adapter,
     one_part,
+    read,
     registry,
     several_parts,
     url,
@@ -23,19 +25,8 @@ from tests.serve.registry_helpers import (  # noqa: F401
 Parts = list[tuple[NewAdapter, NewCentroids]]
 
 
-@pytest.fixture
-def acme(registry: Registry) -> str:
-    return registry.create_tenant("acme").id
-
-
 def ids(parts: Parts) -> tuple[str, ...]:
     return tuple(adapter.id for adapter, _ in parts)
-
-
-def read(registry: Registry, tenant: str, name: str) -> Document:
-    document = registry.get_document(tenant, name)
-    assert document is not None
-    return document
 
 
 def test_all_parts_are_published_at_once_and_found_in_order(registry: Registry, acme: str) -> None:

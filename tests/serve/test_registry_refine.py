@@ -9,30 +9,21 @@ import pytest
 
 from serve.registry import InvalidInput, LeaseLost, Registry
 from serve.registry.jobs import MAX_ATTEMPTS
-from serve.registry.records import Document, LeasedJob
+from serve.registry.records import LeasedJob
 from tests.serve.registry_helpers import (  # noqa: F401
     Clock,
+    acme,
     clock,
     lease_one,
     make_ready,
     one_part,
+    read,
     registry,
     several_parts,
     url,
 )
 
 # ruff: noqa: F811
-
-
-@pytest.fixture
-def acme(registry: Registry) -> str:
-    return registry.create_tenant("acme").id
-
-
-def read(registry: Registry, tenant: str, name: str) -> Document:
-    document = registry.get_document(tenant, name)
-    assert document is not None
-    return document
 
 
 def lease_refine(registry: Registry, tenant: str, **post: object) -> tuple[LeasedJob, list[str]]:
