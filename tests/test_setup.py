@@ -119,7 +119,7 @@ def test_environment_lacks_what_must_not_be_installed() -> None:
 
 def test_entry_points_are_installed() -> None:
     plugins = {entry.name: entry.value for entry in metadata.entry_points(group="vllm.general_plugins")}
-    assert plugins["imprint_lora_cpu"] == "serve.lora_cpu:register"
+    assert plugins["imprint_lora_cpu"] == "serve.vllm_plugin:register"
     scripts = {entry.name: entry for entry in metadata.entry_points(group="console_scripts")}
     assert callable(scripts["imprint"].load())
 
@@ -251,7 +251,7 @@ def test_sigterm_reaches_the_server_and_make_waits_for_it(tmp_path: Path) -> Non
 @pytest.fixture
 def system_tools(tools: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all programs that the system tests need, so that nothing is installed for them."""
-    for name in ("initdb", "postgres", "prometheus", "promtool"):
+    for name in ("initdb", "postgres", "prometheus", "promtool", "ip"):
         script(tools / name, "exit 1")
     monkeypatch.setenv("POSTGRESQL_BIN", str(tools))
     return tools

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest, StreamingResponsesResponse
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.lora.request import LoRARequest
@@ -32,11 +35,13 @@ from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from serve import lora_cpu
 from serve.config import EngineConfig
-from serve.deployments.engine_context import EngineContext, EngineRefusal
+from serve.deployments.engine_context import ENGINE_DEAD, EngineContext, EngineRefusal
+from serve.deployments.engine_threads import thread_binding
+from serve.vllm_executor import EXECUTOR_PATH
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["chat", "completion"]
+Kind = Literal["chat", "completion", "responses"]
 BASE_NAME = "base"
 # Set by the server or not at all, whatever the body says.
 SERVER_FIELDS = ("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "session_id", "prompt_embeds")
@@ -58,14 +63,16 @@ class VllmRuntime:
 
     def __init__(self, model: str, config: EngineConfig) -> None:
         """``model``: folder or name of the base. Raises what vLLM raises when it cannot start."""
-        if config.threads != "auto":
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = config.threads
+        if (binding := thread_binding(config)) != "auto":
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = binding
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if current_platform.is_cpu():
             # vLLM compiles parts of its sampler at the first sampled or logprobs request: seconds of silence for
             # everybody, and a C++ compiler needed. Its model code runs eagerly on CPU with LoRA anyway.
             os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
         extra = dict(config.extra)
+        if current_platform.is_cpu() and int(extra.get("tensor_parallel_size") or 1) == 1:
+            extra.setdefault("distributed_executor_backend", EXECUTOR_PATH)
         serving = {name: extra.pop(name, None) for name in SERVING_OPTIONS}
         args = {
             "model": model,
@@ -81,7 +88,7 @@ class VllmRuntime:
             "max_lora_rank": config.max_lora_rank,
             "max_cpu_loras": config.max_cpu_loras,
             "scheduling_policy": "priority",
-            "worker_extension_cls": "serve.lora_cpu.LoraWorkerExtension",
+            "worker_extension_cls": "serve.vllm_plugin.LoraWorkerExtension",
         }
         self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**{**args, **extra}))
         self._drop_unbounded_labels()
@@ -98,6 +105,16 @@ class VllmRuntime:
             self.models,
             "assistant",
             online_renderer=renderer,
+            request_logger=None,
+            enable_prompt_tokens_details=True,
+            **template,
+            **tools,
+            **parsers,
+        )
+        self._responses = OpenAIServingResponses(
+            self.engine,
+            self.models,
+            renderer,
             request_logger=None,
             enable_prompt_tokens_details=True,
             **template,
@@ -144,13 +161,19 @@ class VllmRuntime:
         try:
             if kind == "chat":
                 result = await self._chat.create_chat_completion(ChatCompletionRequest(**fields))
+            elif kind == "responses":
+                # Its ID is the answer's. Nothing is stored: vLLM would keep answers in memory for ever.
+                fields |= {"request_id": f"resp_{context.request_id.removeprefix('req_')}", "store": False}
+                result = await self._responses.create_responses(ResponsesRequest(**fields))
             else:
                 result = await self._completion.create_completion(CompletionRequest(**fields))
         except ValidationError as error:
             raise _invalid(error) from error
         except EngineDeadError as error:
-            raise EngineRefusal(503, "the engine has stopped and is being restarted", "server_error") from error
+            raise self.dead_refusal() from error
         except Exception as error:
+            if self.dead:
+                raise self.dead_refusal() from error
             answer = create_error_response(error)
             if answer.error.code >= 500:
                 logger.exception("request %s failed in the engine", context.request_id)
@@ -160,11 +183,20 @@ class VllmRuntime:
             if task is not None and task.cancelling():
                 # vLLM turns a cancellation into an error answer.
                 raise asyncio.CancelledError
-            raise _refusal(result)
+            raise self.dead_refusal() if self.dead else _refusal(result)
         if isinstance(result, AsyncGenerator):
-            return result
-        answer_body: dict[str, Any] = result.model_dump(mode="json")
+            return _as_text(result) if kind == "responses" else result
+        answer_body: dict[str, Any] = result.model_dump(mode="json", by_alias=kind == "responses")
         return answer_body
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine's processes have ended; they do not come back."""
+        return bool(self.engine.errored)
+
+    def dead_refusal(self) -> EngineRefusal:
+        """The answer to a request that another replica can take."""
+        return EngineRefusal(503, "the engine has stopped and is being restarted", "server_error", ENGINE_DEAD)
 
     def metrics(self) -> str:
         """This process's Prometheus metrics, vLLM's under their own names."""
@@ -179,6 +211,17 @@ class VllmRuntime:
         for stat_logger in getattr(self.engine.logger_manager, "stat_loggers", ()):
             if getattr(stat_logger, "gauge_lora_info", None) is not None:
                 stat_logger.gauge_lora_info = None
+
+
+async def _as_text(events: AsyncGenerator[StreamingResponsesResponse, None]) -> AsyncGenerator[str, None]:
+    """The events of `/v1/responses` as server-sent ones; an error becomes the last, as in vLLM's other streams."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                yield f"event: {event.type}\ndata: {event.model_dump_json(by_alias=True)}\n\n"
+    except Exception as error:
+        logger.exception("a stream of events failed")
+        yield f"data: {create_error_response(error).model_dump_json()}\n\n"
 
 
 def _refusal(answer: ErrorResponse) -> EngineRefusal:
