@@ -1,4 +1,4 @@
-"""From search results to a decision: one adapter or the base, and why."""
+"""From search results to a decision: one adapter, several composed, or the base, and why."""
 
 from __future__ import annotations
 
@@ -66,13 +66,25 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Chosen:
+    """One adapter of the answer; its update counts `weight` times. `score` is None where nothing was searched."""
+
+    adapter_id: str
+    document_id: str | None
+    score: float | None
+    weight: float = 1.0
+    degraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """Who answers: `adapter_id`, or the base where it is None.
 
-    `score` is the best candidate's also when the base answers, `margin` its lead in rank over the next document; None
-    where there is none. `candidates` are best first: one for each document, or where the client named a document, its
-    parts. `part` of `parts` is what the chosen adapter covers of its document (None for the base), and `degraded`
-    says that it failed the quality gate.
+    `adapters` are all that answer, best first, `adapter_id` being the first: several where they are to be composed,
+    none where the base answers. `score` is the best candidate's also when the base answers, `margin` its lead in rank
+    over the next document; None where there is none. `candidates` are best first: one for each document, or where the
+    client named a document, its parts. `part` of `parts` is what the chosen adapter covers of its document (None for
+    the base), and `degraded` says that it failed the quality gate.
     """
 
     adapter_id: str | None
@@ -85,27 +97,31 @@ class Decision:
     part: int | None = None
     parts: int | None = None
     degraded: bool = False
+    adapters: tuple[Chosen, ...] = ()
 
 
-def decide(results: Sequence[Scored], settings: RouterSettings) -> Decision:
+def decide(results: Sequence[Scored], settings: RouterSettings, compose: int = 1) -> Decision:
     """Choose among the results of `TenantIndex.search`, one for each document and best first: the best if it is good
-    enough, leads clearly and may be used."""
+    enough, leads clearly and may be used.
+
+    With `compose` above 1, up to so many together: the best, and of those after it the ones that are good enough
+    themselves and may be used. Each has weight 1, since the documents' facts add up. A lead means nothing then.
+    """
     if not results:
         return abstain(Reason.NO_CANDIDATES, settings)
     best = results[0]
     margin = best.rank - results[1].rank if len(results) > 1 else None
     if not best.score >= settings.threshold:
         reason = Reason.BELOW_THRESHOLD
-    elif margin is not None and margin < settings.min_margin:
+    elif compose == 1 and margin is not None and margin < settings.min_margin:
         reason = Reason.AMBIGUOUS
     # Where the best may not be used, the next best would answer about another document.
-    elif best.entry.state is State.STALE:
-        reason = Reason.STALE
-    elif best.entry.state is State.DEGRADED and not settings.use_degraded:
-        reason = Reason.DEGRADED
+    elif not _usable(best, settings):
+        reason = Reason.STALE if best.entry.state is State.STALE else Reason.DEGRADED
     else:
-        reason = Reason.MATCHED
-    return _decision(results, margin, reason, reason is Reason.MATCHED, settings)
+        others = [one for one in results[1:] if one.score >= settings.threshold and _usable(one, settings)]
+        return _decision(results, margin, Reason.MATCHED, [best, *others][:compose], settings)
+    return _decision(results, margin, reason, [], settings)
 
 
 def decide_part(results: Sequence[Scored], settings: RouterSettings) -> Decision:
@@ -115,7 +131,7 @@ def decide_part(results: Sequence[Scored], settings: RouterSettings) -> Decision
     """
     if not results:
         return abstain(Reason.NO_CANDIDATES, settings)
-    return _decision(results, None, Reason.PINNED, True, settings)
+    return _decision(results, None, Reason.PINNED, results[:1], settings)
 
 
 def abstain(reason: Reason, settings: RouterSettings) -> Decision:
@@ -142,13 +158,20 @@ def pin(
         part=part,
         parts=parts,
         degraded=degraded,
+        adapters=(Chosen(adapter_id, document_id, None, degraded=degraded),),
     )
 
 
+def _usable(result: Scored, settings: RouterSettings) -> bool:
+    state = result.entry.state
+    return state is State.READY or state is State.DEGRADED and settings.use_degraded
+
+
 def _decision(
-    results: Sequence[Scored], margin: float | None, reason: Reason, taken: bool, settings: RouterSettings
+    results: Sequence[Scored], margin: float | None, reason: Reason, taken: Sequence[Scored], settings: RouterSettings
 ) -> Decision:
-    entry = results[0].entry if taken else None
+    """`taken`: the results that answer, the best first; with none the base does."""
+    entry = taken[0].entry if taken else None
     return Decision(
         adapter_id=entry.adapter_id if entry else None,
         document_id=entry.document_id if entry else None,
@@ -160,7 +183,13 @@ def _decision(
         part=entry.part if entry else None,
         parts=entry.parts if entry else None,
         degraded=entry is not None and entry.state is State.DEGRADED,
+        adapters=tuple(_chosen(result) for result in taken),
     )
+
+
+def _chosen(result: Scored) -> Chosen:
+    entry = result.entry
+    return Chosen(entry.adapter_id, entry.document_id, result.score, degraded=entry.state is State.DEGRADED)
 
 
 def _candidate(result: Scored) -> Candidate:

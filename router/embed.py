@@ -64,13 +64,29 @@ class MiniLmEncoder:
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         return cls(model, MINILM if encoder == MINILM else folder.name, _fingerprint(folder))
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row for each text: float32 [texts, dimension], L2-normalised; text beyond 256 tokens does not count.
+    @property
+    def max_tokens(self) -> int | None:
+        """How many tokens of a text count; None: all."""
+        return self._model.get_max_seq_length()
 
-        Raises ValueError for a blank text, which has no meaning to compare, and for a model that gives no numbers.
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, those that the tokenizer puts around it included."""
+        with self._lock:
+            encoded = self._model.tokenizer(_clean(texts), truncation=False, padding=False, verbose=False)
+        return [len(tokens) for tokens in encoded["input_ids"]]
+
+    def embed(self, texts: Sequence[str], cached: bool = True) -> Vectors:
+        """One row for each text: float32 [texts, dimension], L2-normalised; text beyond `max_tokens` does not count.
+
+        Without `cached` the cache is neither read nor filled: how long it takes then says nothing about what others
+        have asked. Raises ValueError for a blank text, which has no meaning to compare, and for a model that gives no
+        numbers.
         """
         if any(not text.strip() for text in texts):
             raise ValueError("cannot embed a blank text")
+        if not cached:
+            with self._lock:
+                return self._encode(list(texts))
         result = np.empty((len(texts), self.dimension), dtype=np.float32)
         keys = [hashlib.sha256(f"{self.version}\0{text}".encode("utf-8", "surrogatepass")).digest() for text in texts]
         # One lock for cache and model: the tokenizer must not be entered twice at a time.
@@ -91,14 +107,17 @@ class MiniLmEncoder:
     def _encode(self, texts: list[str]) -> Vectors:
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
-        # Lone surrogates are valid in Python and JSON, but not in the tokenizer.
-        clean = [text.encode("utf-8", "replace").decode() for text in texts]
         vectors = self._model.encode(
-            clean, batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+            _clean(texts), batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         if not np.isfinite(vectors).all():
             raise ValueError(f"encoder '{self.id}' gave a vector that is not finite")
         return np.asarray(vectors, dtype=np.float32)
+
+
+def _clean(texts: Sequence[str]) -> list[str]:
+    """Lone surrogates are valid in Python and JSON, but not in the tokenizer."""
+    return [text.encode("utf-8", "replace").decode() for text in texts]
 
 
 def _fingerprint(folder: Path) -> str:

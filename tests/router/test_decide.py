@@ -108,3 +108,38 @@ def test_without_search() -> None:
 
 def test_few_candidates_are_listed() -> None:
     assert len(decide([scored(f"a{i}", 0.5) for i in range(20)], SETTINGS).candidates) == MAX_LISTED
+
+
+def test_documents_that_are_good_enough_are_composed() -> None:
+    results = [scored("a", 0.7), scored("b", 0.6), scored("c", 0.39), scored("d", 0.4)]
+    decision = decide(results, SETTINGS, compose=3)
+    assert [(one.adapter_id, one.document_id, one.score, one.weight) for one in decision.adapters] == [
+        ("a", "doc_a", 0.7, 1.0), ("b", "doc_b", 0.6, 1.0), ("d", "doc_d", 0.4, 1.0)
+    ]
+    assert (decision.adapter_id, decision.reason) == ("a", Reason.MATCHED)
+    assert [one.adapter_id for one in decide(results, SETTINGS, compose=2).adapters] == ["a", "b"]
+    assert [one.adapter_id for one in decide(results, SETTINGS).adapters] == ["a"]
+
+
+def test_what_may_not_be_used_is_not_composed() -> None:
+    results = [scored("a", 0.7), scored("b", 0.6, state=State.DEGRADED), scored("c", 0.6, state=State.STALE)]
+    assert [one.adapter_id for one in decide(results, SETTINGS, compose=3).adapters] == ["a"]
+    told = decide(results, RouterSettings(0.4, use_degraded=True), compose=3)
+    assert [(one.adapter_id, one.degraded) for one in told.adapters] == [("a", False), ("b", True)]
+    # As with one adapter: where the best may not answer, the others would answer about something else.
+    assert decide(results[1:], SETTINGS, compose=2).adapters == ()
+
+
+def test_a_tie_is_no_obstacle_to_composing() -> None:
+    results = [scored("a", 0.7), scored("b", 0.69)]
+    strict = RouterSettings(0.4, min_margin=0.2)
+    assert decide(results, strict).adapters == ()
+    assert [one.adapter_id for one in decide(results, strict, compose=2).adapters] == ["a", "b"]
+
+
+def test_the_base_and_pins_list_who_answers() -> None:
+    assert decide([scored("a", 0.1)], SETTINGS, compose=2).adapters == ()
+    assert decide([], SETTINGS, compose=2).adapters == ()
+    assert [one.adapter_id for one in pin("adp_1", None, SETTINGS).adapters] == ["adp_1"]
+    parts = [scored("a1", 0.3, part=1, parts=2), scored("a0", 0.2, part=0, parts=2)]
+    assert [one.adapter_id for one in decide_part(parts, SETTINGS).adapters] == ["a1"]
