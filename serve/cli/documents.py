@@ -18,7 +18,7 @@ from serve.cli.client import Client, ClientError
 from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, UrlOption
 from serve.cli.output import fail, note, print_json, print_table, printable, when
 
-app = typer.Typer(no_args_is_help=True, help="Post, list, show and delete documents.")
+app = typer.Typer(no_args_is_help=True, help="Post, list, show, roll back and delete documents.")
 
 
 class Mode(StrEnum):
@@ -97,7 +97,7 @@ def list_documents(
 ) -> None:
     """List documents, newest first."""
     with _client(url, key, tenant) as client:
-        documents = list(_all(client, collection))
+        documents = list(_all(client, "/v1/documents", **({"collection": collection} if collection else {})))
     if as_json:
         print_json(documents)
         return
@@ -123,7 +123,8 @@ def show(
     if as_json:
         print_json(found)
         return
-    names = ("id", "title", "mode", "status", "version", "current_version", "adapter_id", "external_id", "collection")
+    names = ("id", "title", "mode", "status", "version", "latest_version", "current_version", "adapter_id",
+             "external_id", "collection")
     for name in names:
         if found.get(name) is not None:
             typer.echo(f"{name}: {printable(str(found[name]))}")
@@ -134,6 +135,57 @@ def show(
         typer.echo(f"error: {printable(job['error'])}")
     typer.echo("")
     typer.echo(printable(found["text"], keep="\n\t"))
+
+
+@app.command("versions")
+def versions(
+    document: Annotated[str, typer.Argument(help="A document's ID or your own external ID.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """List a document's versions, newest first. The one marked * is served."""
+    with _client(url, key, tenant) as client:
+        found = list(_all(client, f"{_path(document)}/versions"))
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        [f"{item['version']}{'*' if item['current'] else ''}", item["status"], when(item["created_at"]),
+         " ".join(item["adapter_ids"]) or "-", item["title"]]
+        for item in found
+    ]
+    print_table(["VERSION", "STATUS", "POSTED", "ADAPTERS", "TITLE"], rows)
+
+
+@app.command("rollback")
+def rollback(
+    document: Annotated[str, typer.Argument(help="A document's ID or your own external ID.")],
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Version to serve; by default the newest before this one that can be at once."),
+    ] = None,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait where adapters must be made again.")] = 60,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = "",
+    tenant: TenantOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an earlier version of a document again, from the next request on."""
+    with _client(url, key, tenant) as client:
+        done = client.call("POST", f"{_path(document)}/rollback", json={"version": version})
+        job = _wait(client, done["job"], wait)
+        if job["status"] != done["job"]["status"]:
+            now = client.call("GET", _path(document))
+            done |= {name: now[name] for name in done.keys() & now.keys()}
+    if as_json:
+        print_json(done)
+    else:
+        typer.echo(done["id"])
+    note(f"version {done['version']}: {_outcome(done, job)}")
+    if job["status"] == "failed":
+        raise typer.Exit(1)
 
 
 @app.command("delete")
@@ -224,12 +276,11 @@ def _degraded(client: Client, document: dict[str, Any]) -> Iterator[str]:
             yield printable(f"{adapter_id}{part} did not pass the quality gate and is not routed to: {reasons}")
 
 
-def _all(client: Client, collection: str) -> Iterator[dict[str, Any]]:
-    parameters: dict[str, Any] = {"limit": PAGE}
-    if collection:
-        parameters["collection"] = collection
+def _all(client: Client, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
+    """The items of all pages of a list."""
+    parameters["limit"] = PAGE
     while True:
-        page = client.call("GET", "/v1/documents", params=parameters)
+        page = client.call("GET", path, params=parameters)
         yield from page["data"]
         if not page.get("next_cursor"):
             return

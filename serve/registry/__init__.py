@@ -9,6 +9,7 @@ from serve.registry.errors import (
     NotFound,
     RegistryError,
     RegistryNotMigrated,
+    VersionNotFound,
 )
 from serve.registry.registry import Registry
 
@@ -21,5 +22,6 @@ __all__ = [
     "Registry",
     "RegistryError",
     "RegistryNotMigrated",
+    "VersionNotFound",
     "migrate",
 ]

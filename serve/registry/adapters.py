@@ -95,6 +95,12 @@ def current_adapters(connection: sa.Connection, adapter_ids: Set[str]) -> set[st
     return _among(connection, adapter_ids, *CURRENT)
 
 
+def newest_adapters(connection: sa.Connection, limit: int) -> list[Adapter]:
+    """Current adapters of all tenants, the last made first."""
+    query = sa.select(adapters).where(*CURRENT).order_by(adapters.c.id.desc()).limit(check_limit(limit))
+    return [_adapter(row) for row in connection.execute(query)]
+
+
 def routable(
     connection: sa.Connection, tenant_id: str, document_ids: Sequence[str] | None = None
 ) -> list[RoutableAdapter]:

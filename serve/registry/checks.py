@@ -14,7 +14,7 @@ from serve.registry.records import DocumentMode, Probe
 MAX_PAGE = 1000
 MAX_PROBES = 32
 PROBE_LENGTH = 500
-RESERVED_NAMES = frozenset({"imprint", "base"})
+RESERVED_NAMES = frozenset({"imprint", "base", "imprint-embed"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -44,6 +44,11 @@ class Database:
         self._reader = self._engine.execution_options(**snapshot)
         self._writer = self._engine.execution_options(**{_WRITE: True})
 
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file of an SQLite database, None for others."""
+        return _sqlite_path(self.url)
+
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work` in a transaction that sees one state and never waits for writers."""
         with self._reader.connect() as connection, connection.begin():

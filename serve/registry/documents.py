@@ -27,16 +27,15 @@ _QUERY = (
         documents,
         collections.c.name.label("collection"),
         document_versions.c.mode,
+        jobs.c.version,
         jobs.c.state.label("job_state"),
     )
+    .join(jobs, jobs.c.id == documents.c.latest_job_id)
     .outerjoin(
         document_versions,
-        sa.and_(
-            document_versions.c.document_id == documents.c.id, document_versions.c.number == documents.c.latest_version
-        ),
+        sa.and_(document_versions.c.document_id == documents.c.id, document_versions.c.number == jobs.c.version),
     )
     .outerjoin(collections, collections.c.id == documents.c.collection_id)
-    .outerjoin(jobs, jobs.c.id == documents.c.latest_job_id)
 )
 
 
@@ -70,15 +69,16 @@ def any_version(connection: sa.Connection, tenant_id: str, document_id: str, num
 def get_version(
     connection: sa.Connection, tenant_id: str, document_id: str, number: int | None
 ) -> DocumentVersion | None:
-    """A version of a live document."""
+    """A version of a live document; without a number the one that is to be served."""
     query = (
         sa.select(document_versions)
         .join(documents, documents.c.id == document_versions.c.document_id)
+        .join(jobs, jobs.c.id == documents.c.latest_job_id)
         .where(
             documents.c.tenant_id == tenant_id,
             documents.c.id == document_id,
             documents.c.deleted_at.is_(None),
-            document_versions.c.number == (documents.c.latest_version if number is None else number),
+            document_versions.c.number == (jobs.c.version if number is None else number),
         )
     )
     row = connection.execute(query).one_or_none()
@@ -186,6 +186,7 @@ def _document(row: sa.Row[Any], current: Sequence[tuple[str, AdapterState]]) -> 
         mode=row.mode,
         metadata=row.metadata,
         content_hash=row.content_hash,
+        version=row.version,
         latest_version=row.latest_version,
         current_version=row.current_version,
         adapter_id=row.current_adapter_id,

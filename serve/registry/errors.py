@@ -13,6 +13,10 @@ class NotFound(RegistryError):
     """The thing does not exist, or belongs to another tenant, which looks the same."""
 
 
+class VersionNotFound(NotFound):
+    """The document has no version of this number."""
+
+
 class Conflict(RegistryError):
     """The change would break a uniqueness rule (an external ID or alias that is taken)."""
 

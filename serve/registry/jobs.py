@@ -180,6 +180,23 @@ def end_refinements(connection: sa.Connection, now: float, document_id: str, not
     )
 
 
+def cancel_queued(connection: sa.Connection, now: float, document_id: str, after_version: int, error: str) -> None:
+    """Fail a document's generate jobs for versions above `after_version` that no worker has begun.
+
+    One that runs is left alone; what it makes is kept as retired. The document must be locked.
+    """
+    connection.execute(
+        jobs.update()
+        .where(
+            jobs.c.document_id == document_id,
+            jobs.c.kind == "generate",
+            jobs.c.state == "queued",
+            jobs.c.version > after_version,
+        )
+        .values(state="failed", error=error, updated_at=now, finished_at=now)
+    )
+
+
 def update_held(connection: sa.Connection, job_id: str, holder: str, /, **values: Any) -> None:
     """Change a job if this worker holds it, else raise LeaseLost."""
     held = jobs.update().where(jobs.c.id == job_id, jobs.c.state == "running", jobs.c.worker == holder)

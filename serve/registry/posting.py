@@ -86,7 +86,7 @@ def post_document(connection: sa.Connection, now: float, tenant_id: str, post: P
             _update_properties(connection, now, target, post, collection_id)
         created = _update_content(connection, now, target, post, digest)
     document = any_document(connection, tenant_id, document_id)
-    version = any_version(connection, tenant_id, document_id, document.latest_version)
+    version = any_version(connection, tenant_id, document_id, document.version)
     job = jobs.existing_job(connection, document.job_id)
     if post.idempotency_key is not None:
         connection.execute(
@@ -232,16 +232,17 @@ def _update_properties(
 
 
 def _update_content(connection: sa.Connection, now: float, target: sa.Row[Any], post: Post, digest: str) -> bool:
-    """Add a version when the content differs from the latest, a job when that one's failed; say whether either.
+    """Add a version when the content differs from the wanted one's, a job when that one's failed; say whether either.
 
-    Only the latest version counts: whoever puts back an older text wants it to be served in the end.
+    Only the version that is to be served counts: whoever puts back an older text wants it to be served in the end.
     """
-    number: int = target.latest_version
     if digest == target.content_hash:
-        if jobs.existing_job(connection, target.latest_job_id).state != "failed":
+        job = jobs.existing_job(connection, target.latest_job_id)
+        if job.state != "failed":
             return False
+        number, latest = job.version, target.latest_version
     else:
-        number += 1
+        number = latest = target.latest_version + 1
         _insert_version(connection, now, target.tenant_id, target.id, number, post, digest)
     jobs.end_refinements(connection, now, target.id, "The document was posted again.")
     job_id = new_id("job")
@@ -249,6 +250,6 @@ def _update_content(connection: sa.Connection, now: float, target: sa.Row[Any], 
     connection.execute(
         documents.update()
         .where(documents.c.id == target.id)
-        .values(title=post.title, content_hash=digest, latest_version=number, latest_job_id=job_id, updated_at=now)
+        .values(title=post.title, content_hash=digest, latest_version=latest, latest_job_id=job_id, updated_at=now)
     )
     return True

@@ -40,8 +40,9 @@ def publish(
     if job.kind == "refine" and expected_adapter_ids is None:
         raise InvalidInput("A refine job must say which adapters it started from.")
     current = [adapter_id for adapter_id, _ in current_ids(connection, [document.id]).get(document.id, [])]
-    latest = job.version == document.latest_version
-    if expected_adapter_ids is not None and not (latest and current == list(expected_adapter_ids)):
+    # A document that was rolled back meanwhile stays so: what was made of another version is kept as retired.
+    wanted = job.version == jobs.existing_job(connection, document.latest_job_id).version
+    if expected_adapter_ids is not None and not (wanted and current == list(expected_adapter_ids)):
         jobs.finish_job(connection, now, job_id, worker, "Other adapters are current by now.", stage="outdated")
         return None
     first = parts[0][0]
@@ -59,11 +60,11 @@ def publish(
         updated_at=now,
         finished_at=now,
     )
-    if latest:
+    if wanted:
         connection.execute(adapters.update().where(adapters.c.id.in_(current)).values(retired_at=now))
     for (adapter, new_centroids), matrix in zip(parts, matrices, strict=True):
-        _insert(connection, now, job, adapter, new_centroids, matrix, retired_at=None if latest else now)
-    if not latest:
+        _insert(connection, now, job, adapter, new_centroids, matrix, retired_at=None if wanted else now)
+    if not wanted:
         return changes.append(connection, now, job.tenant_id, "adapter_superseded", document.id, first.id)
     connection.execute(
         documents.update()

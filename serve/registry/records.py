@@ -21,7 +21,15 @@ Probe = dict[str, str | None]
 """A question about a document, by the client: `question`, and `answer` or None."""
 AdapterState = Literal["ready", "degraded", "stale", "deleted"]
 DocumentState = Literal["processing", "ready", "degraded", "failed", "deleted"]
-EventKind = Literal["adapter_published", "adapter_superseded", "adapters_stale", "document_deleted", "document_updated"]
+VersionState = Literal["processing", "ready", "degraded", "stale", "failed"]
+EventKind = Literal[
+    "adapter_published",
+    "adapter_superseded",
+    "adapters_stale",
+    "document_deleted",
+    "document_rolled_back",
+    "document_updated",
+]
 ResolutionKind = Literal["adapter", "document", "collection", "alias"]
 T = TypeVar("T")
 
@@ -79,12 +87,13 @@ class Collection:
 class Document:
     """A document as it stands now.
 
-    `latest_version` is the newest one posted and `job_id` the newest "generate" job for it; `current_version` and
-    `adapter_ids` (one for each part, in order) are what is served, nothing before the first publication; `adapter_id`
-    is the first of them. `title`, `mode` and `content_hash` are the latest version's.
-    `state` is "processing" while the latest version's job is queued or running (an older version may be served
-    meanwhile, if `adapter_ids` is not empty), "failed" when that job failed, else "ready" when any of its parts is, or
-    "degraded". `degraded_parts` are the numbers, from 0, of those that are not. A "refine" job changes none of this.
+    `version` is the one that is to be served: the newest, or the one that it was rolled back to; `job_id` is the
+    newest "generate" job for it, and `title`, `mode` and `content_hash` are its own. `latest_version` is the newest
+    one posted. `current_version` and `adapter_ids` (one for each part, in order) are what is served, nothing before
+    the first publication; `adapter_id` is the first of them.
+    `state` is "processing" while `version`'s job is queued or running (another version may be served meanwhile, if
+    `adapter_ids` is not empty), "failed" when that job failed, else "ready" when any of its parts is, or "degraded".
+    `degraded_parts` are the numbers, from 0, of those that are not. A "refine" job changes none of this.
     """
 
     id: str
@@ -96,6 +105,7 @@ class Document:
     mode: DocumentMode
     metadata: Mapping[str, Any]
     content_hash: str
+    version: int
     latest_version: int
     current_version: int | None
     adapter_id: str | None
@@ -126,6 +136,37 @@ class DocumentVersion:
     created_at: float
     mode: DocumentMode = "document"
     probes: tuple[Probe, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSummary:
+    """A version in its document's history: all but its text, and what became of it.
+
+    `job_id` is its newest "generate" job, `adapter_ids` are the adapters (in order of part) that it had last; none
+    before its first publication. `current`: they are being served. `state` is theirs ("ready" and "degraded" can be
+    served at once); without any, or where they are stale, "processing" while a job is queued or running.
+    """
+
+    document_id: str
+    tenant_id: str
+    number: int
+    title: str
+    mode: DocumentMode
+    content_hash: str
+    size_bytes: int
+    created_at: float
+    state: VersionState
+    current: bool
+    adapter_ids: tuple[str, ...]
+    job_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """What a rollback has done. While `job` is queued or running, the version that was served before still is."""
+
+    document: Document
+    job: Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +292,7 @@ class ChangeEvent:
     | adapter_superseded | the first of new adapters that did not become current | empty |
     | adapters_stale | None | the document's adapters that went stale |
     | document_deleted | None | all of the document's |
+    | document_rolled_back | the first of the adapters that are current again | those that they replace |
     | document_updated | the first current adapter, if any (collection or metadata changed) | empty |
 
     Applying an event: drop all entries of `document_id`, then put in what `routable(tenant, [document_id])` gives

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from sqlalchemy import Connection
 
-from serve.registry import adapters, aliases, changes, documents, jobs, keys, posting, publishing, stale
+from serve.registry import (
+    adapters,
+    aliases,
+    changes,
+    documents,
+    jobs,
+    keys,
+    posting,
+    publishing,
+    quarantine,
+    stale,
+    versions,
+)
 from serve.registry.database import Database
 from serve.registry.errors import LeaseLost
+from serve.registry.read_cache import ReadCache
 from serve.registry.records import (
     Adapter,
     Alias,
@@ -34,10 +47,12 @@ from serve.registry.records import (
     PostResult,
     Principal,
     Resolution,
+    Rollback,
     RoutableAdapter,
     RoutableSnapshot,
     Scope,
     Tenant,
+    VersionSummary,
 )
 
 
@@ -60,8 +75,15 @@ class Registry:
             raise
         return cls(database, clock)
 
+    @cached_property
+    def reads(self) -> ReadCache:
+        """Results of reads, kept while nothing is committed. For the event loop's thread."""
+        return ReadCache(self._db.sqlite_path)
+
     def close(self) -> None:
         """Close all connections. The object is of no use afterwards."""
+        if "reads" in self.__dict__:
+            self.reads.close()
         self._db.close()
 
     # Tenants and keys
@@ -119,7 +141,7 @@ class Registry:
 
         In mode "task" the text describes a task. `probes` (at most 32 mappings of `question` and, if known, `answer`)
         are what the quality gate asks. `document_id`, or an `external_id` that is known, adds a version to that
-        document, unless its latest version has the same content: title, text, mode and probes. With neither, the same
+        document, unless the one to be served has the same content: title, text, mode and probes. With neither, the same
         content in the same collection gives the document that has it. Content whose job failed gets a new job
         (`created` is True then). `collection` (a name, made on first mention) and `metadata` are properties of the
         document; None leaves them as they are.
@@ -135,8 +157,26 @@ class Registry:
         return self._db.read(lambda c: documents.get_document(c, tenant_id, id_or_external_id))
 
     def get_version(self, tenant_id: str, document_id: str, number: int | None = None) -> DocumentVersion | None:
-        """A live document's version with its text; the latest one when no number is given."""
+        """A live document's version with its text; the one that is to be served when no number is given."""
         return self._db.read(lambda c: documents.get_version(c, tenant_id, document_id, number))
+
+    def list_versions(
+        self, tenant_id: str, document_id: str, limit: int = 50, cursor: str | None = None
+    ) -> Page[VersionSummary]:
+        """A live document's versions, newest first. Raises InvalidInput for a cursor that no page gave."""
+        return self._db.read(lambda c: versions.list_versions(c, tenant_id, document_id, limit, cursor))
+
+    def rollback_document(self, tenant_id: str, id_or_external_id: str, version: int | None = None) -> Rollback:
+        """Make `version` the one that is served; by default the newest before the wanted one that can be at once.
+
+        The adapters that it had last become current again, in one transaction (event `document_rolled_back`). Where
+        they are stale or were never made, a generate job for it is queued, unless one waits or runs, and what is
+        served now stays until that is ready. Queued generate jobs of later versions and all refine jobs are ended;
+        a job that runs for another version publishes without becoming current. A version posted afterwards gets a
+        number above all others. Where the version is served already nothing happens.
+        Raises NotFound, VersionNotFound, and Conflict when there is no version to go back to by default.
+        """
+        return self._db.write(lambda c: versions.rollback(c, self._clock(), tenant_id, id_or_external_id, version))
 
     def list_documents(
         self, tenant_id: str, limit: int = 50, cursor: str | None = None, collection_id: str | None = None
@@ -219,10 +259,10 @@ class Registry:
     ) -> ChangeEvent:
         """Make the adapters of all parts of a document visible, in one transaction, and end their job.
 
-        They become the document's current adapters, in place of all that it had, when their version is the latest one
-        (event `adapter_published`), else they are kept as retired (`adapter_superseded`). With `refine_after_s` a
-        refine job for the version is queued as well, free after that many seconds. A lease that ran out but that
-        nobody took is still good.
+        They become the document's current adapters, in place of all that it had, when their version is the one that
+        is to be served (event `adapter_published`), else they are kept as retired (`adapter_superseded`). With
+        `refine_after_s` a refine job for the version is queued as well, free after that many seconds. A lease that ran
+        out but that nobody took is still good.
 
         A refine job must say with `expected_adapter_ids` from which current adapters it started (in order of part).
         When others are current by now, nothing is published, the job is ended, and LeaseLost is raised.
@@ -273,6 +313,15 @@ class Registry:
     def current_adapters(self, adapter_ids: Set[str]) -> set[str]:
         """Those of these adapters, of any tenant, that are current for their document."""
         return self._db.read(lambda c: adapters.current_adapters(c, adapter_ids))
+
+    def newest_adapters(self, limit: int) -> list[Adapter]:
+        """The adapters, of any tenant, that were made last and are current, the newest first."""
+        return self._db.read(lambda c: adapters.newest_adapters(c, limit))
+
+    def quarantine_adapter(self, tenant_id: str, adapter_id: str) -> bool:
+        """Mark an adapter whose files are lost or damaged as stale and queue its document again (event
+        `adapters_stale`). False when it was neither ready nor degraded."""
+        return self._db.write(lambda c: quarantine.quarantine_adapter(c, self._clock(), tenant_id, adapter_id))
 
     def head(self, tenant_id: str) -> int:
         """The number of the tenant's newest change; 0 when there is none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from serve.ids import new_id
@@ -28,32 +30,45 @@ def mark_stale(
     Returns how many documents were queued.
     """
     foreign = sa.and_(adapters.c.tenant_id == tenant_id, _foreign(base_fingerprint, generator_fingerprint))
-    # Documents before adapters and in order of ID, as all writers lock them: no deadlock on PostgreSQL.
-    serving = sa.select(documents.c.id).join(adapters, _CURRENT).where(foreign).distinct()
+    # Documents before adapters and in order of ID, as all writers lock them: no deadlock on PostgreSQL. Those that
+    # serve other adapters by now as well: a rollback may be about to serve these again.
+    touched = sa.select(adapters.c.document_id).where(foreign).distinct()
     queued = 0
-    for document_id in connection.execute(serving.order_by(documents.c.id)).scalars().all():
+    for document_id in connection.execute(touched.order_by(adapters.c.document_id)).scalars().all():
         document = lock_document(connection, tenant_id, document_id)
         if document is None or document.deleted_at is not None:
             continue
-        jobs.end_refinements(connection, now, document.id, "The base model or the generator is another one.")
-        if jobs.existing_job(connection, document.latest_job_id).state in ("queued", "running"):
+        serving = sa.select(adapters.c.id).where(foreign, adapters.c.document_id == document.id, *CURRENT)
+        if connection.execute(serving.limit(1)).first() is None:
             continue
-        job_id = new_id("job")
-        jobs.insert_job(connection, now, job_id, tenant_id, document.id, document.latest_version)
-        connection.execute(
-            documents.update().where(documents.c.id == document.id).values(latest_job_id=job_id, updated_at=now)
-        )
-        queued += 1
+        jobs.end_refinements(connection, now, document.id, "The base model or the generator is another one.")
+        queued += queue_again(connection, now, document)
     went: dict[str, list[str]] = {}
     query = sa.select(adapters.c.document_id, adapters.c.id).where(foreign)
     for row in connection.execute(query.order_by(adapters.c.document_id, adapters.c.id)):
         went.setdefault(row.document_id, []).append(row.id)
     for ids in went.values():
-        # `foreign` again, for an adapter whose document is not locked may have been deleted since.
+        # `foreign` again, for an adapter may have been deleted before its document was locked.
         connection.execute(adapters.update().where(adapters.c.id.in_(ids), foreign).values(state="stale"))
     for document_id, ids in went.items():
         changes.append(connection, now, tenant_id, "adapters_stale", document_id, retired=ids)
     return queued
+
+
+def queue_again(connection: sa.Connection, now: float, document: sa.Row[Any]) -> bool:
+    """Queue a generate job for the version that is to be served; False where one waits or runs already.
+
+    The document's row must be locked.
+    """
+    job = jobs.existing_job(connection, document.latest_job_id)
+    if job.state in ("queued", "running"):
+        return False
+    job_id = new_id("job")
+    jobs.insert_job(connection, now, job_id, document.tenant_id, document.id, job.version)
+    connection.execute(
+        documents.update().where(documents.c.id == document.id).values(latest_job_id=job_id, updated_at=now)
+    )
+    return True
 
 
 def count_pending(connection: sa.Connection) -> int:

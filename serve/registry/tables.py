@@ -1,8 +1,9 @@
 """The tables, as the newest migration leaves them. Change a table only together with a migration.
 
 Times are seconds since the epoch. Pointers from `documents` to its newest job and current adapter carry no foreign
-key, for the rows refer to each other. A document's current adapters are those that are neither retired nor deleted;
-`documents.current_adapter_id` is the first of them.
+key, for the rows refer to each other. The version of the job `documents.latest_job_id` is the one that is to be
+served: `latest_version`, the highest number, until the document is rolled back. A document's current adapters are those
+that are neither retired nor deleted; `documents.current_adapter_id` is the first of them.
 """
 
 from __future__ import annotations
