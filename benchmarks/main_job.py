@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,15 +27,13 @@ import httpx
 import psutil
 
 from benchmarks.server import Tenant, machine
-from hypernet.nano import base_dir
+from benchmarks.vllm_server import VllmServer
 from hypernet.training.corpus.documents import SampledDocument, Split, ask, sample_document
 from tests.server import Server
 
 ADAPTERS, DOCUMENTS, FACTS, SEED = 4, 40, 4, 99
 CONCURRENCY, ROUNDS, SECONDS_A_ROUND = (1, 8, 32), 3, 6.0
 MAX_TOKENS = 16
-ENGINE = {"max-loras": "8", "max-lora-rank": "64", "max-model-len": "2048", "dtype": "float32", "block-size": "32",
-          "max-num-seqs": "64"}
 
 
 @dataclass
@@ -87,43 +82,6 @@ async def _throughput(client: httpx.AsyncClient, work: Sequence[tuple[str, str]]
     return done / (time.perf_counter() - begun)
 
 
-class Peer:
-    """vLLM's own OpenAI server with the given adapter folders by name."""
-
-    def __init__(self, adapters: dict[str, Path], port: int, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base_dir()),
-                   "--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
-        for name, value in ENGINE.items():
-            command += [f"--{name}", value]
-        command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
-        environment = os.environ | {"VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-                                    "VLLM_NO_USAGE_STATS": "1"}
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        self._log = log
-
-    async def ready(self) -> None:
-        """Wait until it serves; raises RuntimeError with its last lines where it ends first."""
-        async with httpx.AsyncClient(base_url=self.url) as client:
-            for _ in range(600):
-                if self.process.poll() is not None:
-                    raise RuntimeError(f"vLLM's server ended: {self._log.read_text()[-3000:]}")
-                with suppress(httpx.TransportError):
-                    if (await client.get("/health")).status_code == httpx.codes.OK:
-                        return
-                await asyncio.sleep(0.5)
-        raise RuntimeError("vLLM's server was not ready in 300 s")
-
-    def stop(self) -> None:
-        """End it and its engine."""
-        processes = [*psutil.Process(self.process.pid).children(recursive=True), psutil.Process(self.process.pid)]
-        self.process.terminate()
-        _, alive = psutil.wait_procs(processes, timeout=20)
-        for process in alive:
-            process.kill()
-
-
 def memory(pid: int) -> list[tuple[str, float]]:
     """Unique set size in MiB of every process below `pid` that has more than 30 MiB."""
     rows = []
@@ -169,7 +127,7 @@ async def measure(server: Server, pid: int, folder: Path) -> dict[str, Any]:
                  for i in range(ADAPTERS) for fact in documents[i].facts]
     rng.shuffle(questions)
     own_memory = memory(pid)
-    peer = Peer(adapters, server.port + 1, folder / "peer.log")
+    peer = VllmServer(adapters, server.port + 1, folder / "peer.log")
     rows: list[dict[str, Any]] = []
     try:
         await peer.ready()

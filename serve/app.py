@@ -6,17 +6,25 @@ from typing import Any
 
 from ray import serve as ray_serve
 from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
 
+from serve.autoscaling import autoscaling_config
 from serve.checkpoint_rank import check_ranks
 from serve.cluster import check_registry_fits_cluster
-from serve.config import ImprintConfig
+from serve.config import EngineConfig, ImprintConfig
 from serve.gpu_share import cluster_gpus, gpu_shares
 from serve.registry import migrate
 
 # Deployments ask Ray for a token share of a CPU only: threads are set by configuration, and all of them must fit on a
 # machine with two cores. GPUs, where there are any, are divided by `serve.gpu_share`.
 _ACTOR = {"num_cpus": 0.1}
-_HEALTH = {"health_check_period_s": 5, "health_check_timeout_s": 30}
+_AFFINITY = "serve.affinity.AdapterAffinityRouter"
+# A line in a log file for each request and replica costs more than it tells; `/metrics` counts them.
+_EVERY = {
+    "health_check_period_s": 5,
+    "health_check_timeout_s": 30,
+    "logging_config": {"enable_access_log": False},
+}
 
 
 def build(args: dict[str, Any] | ImprintConfig) -> Application:
@@ -39,11 +47,10 @@ def build(args: dict[str, Any] | ImprintConfig) -> Application:
     engine = ray_serve.deployment(
         EngineDeployment,
         name="engine",
-        num_replicas=config.engine.num_replicas,
         max_ongoing_requests=4 * config.engine.max_num_seqs,
         ray_actor_options=_ACTOR | {"num_gpus": shares.engine},
-        graceful_shutdown_timeout_s=20,
-        **_HEALTH,
+        **engine_scale(config.engine),
+        **_EVERY,
     ).bind(config)
     router = ray_serve.deployment(
         RouterDeployment,
@@ -51,7 +58,7 @@ def build(args: dict[str, Any] | ImprintConfig) -> Application:
         num_replicas=config.router.num_replicas,
         max_ongoing_requests=1000,
         ray_actor_options=_ACTOR,
-        **_HEALTH,
+        **_EVERY,
     ).bind(config)
     generator = ray_serve.deployment(
         GeneratorDeployment,
@@ -60,17 +67,35 @@ def build(args: dict[str, Any] | ImprintConfig) -> Application:
         max_ongoing_requests=100,
         ray_actor_options=_ACTOR | {"num_gpus": shares.generator},
         graceful_shutdown_timeout_s=20,
-        **_HEALTH,
+        **_EVERY,
     ).bind(config)
     ingress = ray_serve.deployment(
         IngressDeployment,
         name="ingress",
-        num_replicas=1,
+        num_replicas=config.ingress.num_replicas,
         max_ongoing_requests=10_000,
         ray_actor_options=_ACTOR,
-        **_HEALTH,
+        # Streams of an engine replica that is drained pass through here.
+        graceful_shutdown_timeout_s=config.engine.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        **_EVERY,
     )
     return ingress.bind(config, engine, router, generator)
+
+
+def engine_scale(engine: EngineConfig) -> dict[str, Any]:
+    """Ray's options for the number of engine replicas, how they end, and which of them gets a request."""
+    options: dict[str, Any] = {
+        "max_replicas_per_node": engine.max_replicas_per_node,
+        # A replica that is to stop gets no new requests and ends with its last one, or after this time.
+        "graceful_shutdown_timeout_s": engine.drain_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
+    if engine.most_replicas > 1:
+        options["request_router_config"] = RequestRouterConfig(request_router_class=_AFFINITY)
+    if engine.autoscaling is None:
+        return options | {"num_replicas": engine.num_replicas}
+    return options | {"autoscaling_config": autoscaling_config(engine.autoscaling)}
 
 
 def prepare(config: ImprintConfig) -> None:

@@ -21,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 MANIFEST = "imprint-manifest.json"
+QUARANTINED_MANIFEST = "imprint-manifest.quarantined.json"
 _CHUNK = 1 << 20
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -90,19 +91,21 @@ class BlobStore:
         return StoredFolder(prefix, hashlib.sha256(manifest).hexdigest(), sum(entry["size"] for entry in entries))
 
     def fetch_folder(self, prefix: str, local_dir: Path, checksum: str | None = None) -> Path:
-        """Copy a folder's files to `local_dir`, which appears complete or not at all; returns it.
+        """Copy a folder's files and manifest to `local_dir`, which appears complete or not at all; returns it.
 
         Every byte is checked against the manifest, and the manifest against `checksum` if given. A `local_dir` that
         is there already was fetched by someone before and is left as it is. Raises BlobMissing, BlobCorrupt.
         """
         if local_dir.is_dir():
             return local_dir
-        files = self._manifest(prefix, checksum)
+        manifest = self._read_manifest(prefix)
+        files = _files(prefix, manifest, checksum)
         part = local_dir.parent / f".{local_dir.name}.{secrets.token_hex(8)}.part"
         part.mkdir(parents=True)
         try:
             for entry in files:
                 self._fetch_file(prefix, entry, part)
+            (part / MANIFEST).write_bytes(manifest)
             _sync_folder(part)
             try:
                 os.rename(part, local_dir)
@@ -123,6 +126,17 @@ class BlobStore:
                 self._fs.rm(victim, recursive=recursive)
             except FileNotFoundError:
                 continue
+
+    def quarantine(self, prefix: str) -> None:
+        """Set a damaged folder aside: nobody can fetch it any more, and its files stay until `delete_folder`.
+
+        Its manifest gets another name. Nothing happens when there is no complete folder.
+        """
+        path = self._path(prefix)
+        try:
+            self._fs.mv(f"{path}/{MANIFEST}", f"{path}/{QUARANTINED_MANIFEST}")
+        except FileNotFoundError:
+            return
 
     def exists(self, prefix: str) -> bool:
         """Whether a complete folder is there."""
@@ -167,24 +181,6 @@ class BlobStore:
             raise BlobMissing(f"{prefix} is not stored") from error
         return data
 
-    def _manifest(self, prefix: str, checksum: str | None) -> list[dict[str, Any]]:
-        data = self._read_manifest(prefix)
-        if checksum is not None and hashlib.sha256(data).hexdigest() != checksum:
-            raise BlobCorrupt(f"the manifest of {prefix} does not have the checksum that was recorded")
-        try:
-            manifest = json.loads(data)
-            files = [
-                {"path": str(entry["path"]), "size": int(entry["size"]), "sha256": str(entry["sha256"])}
-                for entry in manifest["files"]
-            ]
-            if manifest["format"] != 1:
-                raise BlobCorrupt(f"the manifest of {prefix} has an unknown format")
-            for entry in files:
-                _check_name(str(entry["path"]))
-        except (ValueError, KeyError, TypeError, BlobError) as error:
-            raise BlobCorrupt(f"the manifest of {prefix} cannot be read: {error}") from error
-        return files
-
     def _fetch_file(self, prefix: str, entry: dict[str, Any], part: Path) -> None:
         target = part / PurePosixPath(entry["path"])
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +217,38 @@ class BlobStore:
             if folder == Path(self._root):
                 break
         return result
+
+
+def verify_folder(local_dir: Path, checksum: str) -> None:
+    """Check every byte of a fetched folder against its manifest, and that against `checksum`. Raises BlobCorrupt."""
+    try:
+        manifest = (local_dir / MANIFEST).read_bytes()
+        for entry in _files(local_dir.name, manifest, checksum):
+            with (local_dir / entry["path"]).open("rb") as source:
+                digest = hashlib.file_digest(source, "sha256").hexdigest()
+            if digest != entry["sha256"]:
+                raise BlobCorrupt(f"{entry['path']} of {local_dir.name} is not what was stored")
+    except FileNotFoundError as error:
+        raise BlobCorrupt(f"{local_dir.name} lacks {error.filename}") from error
+
+
+def _files(name: str, manifest: bytes, checksum: str | None) -> list[dict[str, Any]]:
+    """The entries of a manifest. Raises BlobCorrupt."""
+    if checksum is not None and hashlib.sha256(manifest).hexdigest() != checksum:
+        raise BlobCorrupt(f"the manifest of {name} does not have the checksum that was recorded")
+    try:
+        decoded = json.loads(manifest)
+        files = [
+            {"path": str(entry["path"]), "size": int(entry["size"]), "sha256": str(entry["sha256"])}
+            for entry in decoded["files"]
+        ]
+        if decoded["format"] != 1:
+            raise BlobCorrupt(f"the manifest of {name} has an unknown format")
+        for entry in files:
+            _check_name(str(entry["path"]))
+    except (ValueError, KeyError, TypeError, BlobError) as error:
+        raise BlobCorrupt(f"the manifest of {name} cannot be read: {error}") from error
+    return files
 
 
 def _check_name(name: str) -> None:

@@ -8,7 +8,7 @@ of `ImprintConfig`. Environment variables override the file: `IMPRINT_DATA_DIR=/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -134,17 +134,56 @@ class GeneratorConfig(Section):
         return self
 
 
+class AutoscalingSettings(Section):
+    """How many replicas run, by load (see `serve.autoscaling`).
+
+    `target_ongoing_requests`: how many requests, running or queued, one replica is meant to have. The delays are how
+    long, in seconds, another number of replicas must have been wanted before it changes.
+    """
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(2, ge=1)
+    target_ongoing_requests: float = Field(32, gt=0)
+    upscale_delay_s: float = Field(10, ge=0)
+    downscale_delay_s: float = Field(300, ge=0)
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> AutoscalingSettings:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) must be at least min_replicas ({self.min_replicas})")
+        return self
+
+
 class EngineConfig(Section):
-    """The vLLM engine. `extra` goes to AsyncEngineArgs untouched."""
+    """The vLLM engine. `extra` goes to AsyncEngineArgs untouched.
+
+    `autoscaling` takes the place of the fixed `num_replicas`. `threads` `auto` divides a machine's cores among the
+    replicas that may run on it; any other text is vLLM's `VLLM_CPU_OMP_THREADS_BIND` for every replica. `drain_s`: how
+    long a replica that is to stop may take to finish its requests.
+
+    `cache_bytes`: room for adapter files on each node; those in use may exceed it. `cache_dir`, such as a folder in
+    /dev/shm, takes the place of one in `data_dir`. `tenant_slot_share`: of `max_loras`, rounded up, that one tenant
+    may use while others wait. `on_missing_adapter`: whether the base answers a routed request whose adapter cannot be
+    had, or 503 does; a request that names its adapter or document always gets 503. `composition_bytes`: room for
+    composed adapters in each engine's shared memory; those in use may exceed it.
+    """
 
     max_loras: int = Field(8, ge=1)
     max_lora_rank: int = Field(64, ge=1)
     max_cpu_loras: int = Field(64, ge=1)
+    tenant_slot_share: float = Field(1.0, gt=0, le=1)
+    cache_bytes: int = Field(2 << 30, ge=0)
+    cache_dir: str = ""
+    composition_bytes: int = Field(256 << 20, ge=0)
+    on_missing_adapter: Literal["base", "refuse"] = "base"
     max_model_len: int = Field(2048, ge=16)
     dtype: str = "float32"
     kv_cache_gib: int = Field(1, ge=1)
     block_size: int = Field(32, ge=1)
     num_replicas: int = Field(1, ge=1)
+    autoscaling: AutoscalingSettings | None = None
+    max_replicas_per_node: int | None = Field(None, ge=1)
+    drain_s: float = Field(120, ge=0)
     max_num_seqs: int = Field(64, ge=1)
     threads: str = "auto"
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -155,26 +194,71 @@ class EngineConfig(Section):
             raise ValueError(f"max_cpu_loras ({self.max_cpu_loras}) must be at least max_loras ({self.max_loras})")
         return self
 
+    @model_validator(mode="after")
+    def _one_way_to_count_replicas(self) -> EngineConfig:
+        if self.autoscaling is not None and self.num_replicas != 1:
+            raise ValueError("num_replicas and autoscaling exclude each other; with autoscaling, set its min_replicas")
+        return self
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas can run at a time."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas
+
+    @property
+    def most_replicas_per_node(self) -> int:
+        """How many replicas can run on one machine at a time."""
+        return min(self.most_replicas, self.max_replicas_per_node or self.most_replicas)
+
 
 class RouterConfig(Section):
     """Routing: which encoder, and the score (see `router.index`) under which the base answers.
 
     `use_degraded` lets adapters that failed the quality gate answer; without it the base answers in their place.
+    `max_composed`: how many adapters may answer one request together.
     """
 
     encoder: str = "minilm"
     threshold: float = Field(0.4, ge=-1, le=1)
     use_degraded: bool = False
     centroids_per_adapter: int = Field(4, ge=1)
+    max_composed: int = Field(4, ge=1, le=64)
+    num_replicas: int = Field(1, ge=1)
+
+
+class AdmissionConfig(Section):
+    """The fair queue before the engine (`serve.admission`).
+
+    `max_running`: sequences in the engine for each of its replicas; None: twice `engine.max_num_seqs`, a full batch
+    and one that waits, of which some may need slots that are taken. `weights` are shares by tenant name, 1 for others.
+    `priority_tenants` may use `service_tier: "priority"`.
+    """
+
+    max_running: int | None = Field(None, ge=1)
+    max_queued: int = Field(2000, ge=0)
+    max_queued_per_tenant: int = Field(1000, ge=0)
+    wait_s: float = Field(120, gt=0)
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    priority_tenants: tuple[str, ...] = ()
+
+
+class IngressConfig(Section):
+    """The HTTP API."""
+
     num_replicas: int = Field(1, ge=1)
 
 
 class LimitsConfig(Section):
-    """Sizes in bytes, times in seconds."""
+    """Sizes in bytes, times in seconds.
+
+    `request_timeout_s`: for a whole request to the models, its wait in the queue and its stream included.
+    """
 
     max_document_bytes: int = Field(1_000_000, ge=1)
     max_request_bytes: int = Field(4_000_000, ge=1)
     max_wait_s: float = Field(60, ge=0)
+    max_embedding_inputs: int = Field(2048, ge=1)
+    request_timeout_s: float = Field(600, gt=0)
 
 
 class ImprintConfig(BaseSettings):
@@ -188,7 +272,9 @@ class ImprintConfig(BaseSettings):
     base: BaseModelConfig = Field(default_factory=BaseModelConfig)
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     engine: EngineConfig = Field(default_factory=EngineConfig)
+    ingress: IngressConfig = Field(default_factory=IngressConfig)
     router: RouterConfig = Field(default_factory=RouterConfig)
+    admission: AdmissionConfig = Field(default_factory=AdmissionConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
 
     @classmethod
@@ -216,7 +302,7 @@ class ImprintConfig(BaseSettings):
     @property
     def cache_dir(self) -> Path:
         """The node-local cache of adapter folders."""
-        return self.data_dir / "cache"
+        return Path(self.engine.cache_dir).expanduser().absolute() if self.engine.cache_dir else self.data_dir / "cache"
 
     @property
     def staging_dir(self) -> Path:

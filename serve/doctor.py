@@ -200,7 +200,8 @@ def check_memory(serve_file: ServeFile | None) -> list[Finding]:
     limit = _cgroup_limit()
     total = min(memory.total, limit) if limit else memory.total
     available = min(memory.available, total)
-    kv = serve_file.config.engine.kv_cache_gib * serve_file.config.engine.num_replicas if serve_file else 1
+    engine = serve_file.config.engine if serve_file else None
+    kv = engine.kv_cache_gib * engine.most_replicas_per_node if engine else 1
     need = MEMORY_WITHOUT_KV_GIB + kv
     text = f"{available / GIB:.1f} of {total / GIB:.1f} GiB available; this configuration takes about {need:.0f} GiB"
     if total < need * GIB * 0.75:

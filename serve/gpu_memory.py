@@ -192,7 +192,7 @@ def plan(config: ImprintConfig, gpus: int) -> Plan:
     terms = (*engine_terms(config, base), *generator_terms(config, base))
     sums: dict[Owner, int] = {owner: sum(term.bytes for term in terms if term.owner == owner)
                               for owner in ("engine", "generator")}
-    engines = [sums["engine"]] * config.engine.num_replicas
+    engines = [sums["engine"]] * config.engine.most_replicas_per_node
     generators = [sums["generator"]] * config.generator.num_replicas if sums["generator"] else []
     together = math.ceil((len(engines) + len(generators)) / gpus)
     on_one = sum(sorted(engines + generators, reverse=True)[:together])

@@ -27,7 +27,7 @@ def gpu_shares(config: ImprintConfig, gpus: float) -> GpuShares:
     With a GPU for each replica all get a whole one; else as few as possible meet on one. Raises ConfigError where
     engines that need several GPUs each do not find them.
     """
-    engines, generators = config.engine.num_replicas, config.generator.num_replicas
+    engines, generators = config.engine.most_replicas, config.generator.num_replicas
     each = int(config.engine.extra.get("tensor_parallel_size") or 1)
     whole = math.floor(gpus)
     if whole < 1:

@@ -37,6 +37,7 @@ READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 OBJECT_STORE_BYTES = 128 * 2**20  # requests and answers are small and travel inline
 _PR_SET_CHILD_SUBREAPER = 36
+_BURY_S = 5.0
 
 
 class LaunchError(RuntimeError):
@@ -47,9 +48,21 @@ class _Stopped(BaseException):
     """SIGTERM or Ctrl-C; like KeyboardInterrupt no Exception, so that nothing on the way swallows it."""
 
 
-def environment(config: ImprintConfig) -> dict[str, str]:
-    """What Ray's and vLLM's processes find in their environment, unless the operator has set it otherwise."""
+def environment(config: ImprintConfig, port: int) -> dict[str, str]:
+    """What Ray's and vLLM's processes find in their environment, unless the operator has set it otherwise.
+
+    ``port``: where clients reach the server. An ingress replica that is the only one listens there itself (Ray's
+    direct ingress), which saves each request the hop through Ray's HTTP proxy.
+    """
     settings = {
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",  # gRPC between replicas, one event loop in each
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # warnings must not wait for 999 others
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": str(int(_direct(config))),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 1),  # excluded
+        # One port for one replica: nobody waits for it to be forgotten by a load balancer.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PORT_QUARANTINE_S": "0",
         "RAY_worker_niceness": "0",  # the default, 15, makes the engine lose against everything else
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own ports on loopback
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -93,7 +106,7 @@ def sweep_leftovers(config: ImprintConfig, registry: Registry) -> None:
 def _serve(file: ServeFile) -> None:
     _check_port(file)
     check_ranks(file.config)
-    _set_environment(environment(file.config))
+    _set_environment(environment(file.config, file.port))
     # Both read the environment, so not before it is set.
     import ray
     from ray import serve as ray_serve
@@ -119,7 +132,11 @@ def _serve(file: ServeFile) -> None:
         )
         _catch_signals()  # Ray has set its own handlers
         logs = Path(context.address_info["session_dir"]) / "logs"
-        ray_serve.start(proxy_location="HeadOnly", http_options=file.http_options)
+        http_options = dict(file.http_options)
+        if _direct(file.config):
+            # It takes these options but for the port. Ray's proxy must be there, though nobody uses it.
+            http_options["port"] = _free_port(file.host)
+        ray_serve.start(proxy_location="HeadOnly", http_options=http_options)
         try:
             ray_serve.run(build(file.config), name=file.application_name, route_prefix=file.route_prefix)
             _await_ready(file)
@@ -127,12 +144,22 @@ def _serve(file: ServeFile) -> None:
             raise LaunchError(f"the application did not start: {error}\nLogs: {logs}") from error
         _say(f"Logs: {logs}")
         _say(f"Imprint is ready on {file.url}  (API: {file.url}/docs)")
-        while True:
-            signal.pause()
+        _stay()
     except (_Stopped, KeyboardInterrupt):
         _say("Stopping …")
     finally:
         _stop(file)
+
+
+def _stay() -> None:
+    """Stay until a signal, and bury what this process adopts: vLLM's processes whose replica was killed."""
+    own = {child.pid for child in psutil.Process().children()}
+    while True:
+        time.sleep(_BURY_S)
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                if child.pid not in own and child.status() == psutil.STATUS_ZOMBIE:
+                    os.waitpid(child.pid, os.WNOHANG)
 
 
 def _await_ready(file: ServeFile) -> None:
@@ -178,6 +205,7 @@ def _shut_down_deployment(name: str, application: str) -> None:
 
     try:
         handle = ray_serve.get_deployment_handle(name, application)
+        handle._init(_run_router_in_separate_loop=True)  # this process has no event loop of its own
         # A handle has a method `shutdown` of its own, so the deployment's must be named.
         handle.options(method_name="shutdown").remote().result(timeout_s=STOP_TIMEOUT_S)
     except Exception as error:
@@ -213,6 +241,17 @@ def _check_port(file: ServeFile) -> None:
             probe.bind((file.host, file.port))
         except OSError as error:
             raise LaunchError(f"cannot listen on {file.host}:{file.port}: {error.strerror}") from error
+
+
+def _direct(config: ImprintConfig) -> bool:
+    return config.ingress.num_replicas == 1
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _set_environment(settings: Mapping[str, str]) -> None:

@@ -52,6 +52,28 @@ class IngressMetrics:
         self.in_flight = Gauge(
             "imprint_http_requests_in_flight", "HTTP requests being answered now.", registry=self.registry
         )
+        self.admission_wait_seconds = Histogram(
+            "imprint_admission_wait_seconds",
+            "Time that admitted requests waited in the fair queue.",
+            ("queue",),
+            buckets=(0.001, *_SECONDS),
+            registry=self.registry,
+        )
+        self.admission_refused = Counter(
+            "imprint_admission_refused_total",
+            "Requests that the fair queue refused, by why.",
+            ("queue", "reason"),
+            registry=self.registry,
+        )
+        self.admission_queued = Gauge(
+            "imprint_admission_queued", "Requests in the fair queue now.", ("queue",), registry=self.registry
+        )
+        self.admission_running = Gauge(
+            "imprint_admission_running",
+            "Places in use behind the fair queue: sequences in the engine, requests in the encoder.",
+            ("queue",),
+            registry=self.registry,
+        )
         self.documents = Counter(
             "imprint_documents_posted_total",
             "Documents accepted, by whether a new version came of them.",
@@ -60,7 +82,7 @@ class IngressMetrics:
         )
         self.decisions = Counter(
             "imprint_route_decisions_total",
-            "Routing decisions by reason and by who answers (adapter or base).",
+            "Routing decisions by reason and by who answers (adapter, composition or base).",
             ("reason", "answered_by"),
             registry=self.registry,
         )

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class SlotsBusy(Exception):
@@ -24,6 +24,7 @@ class Resident:
     """An adapter that has users now or had some. Times are seconds of the table's clock."""
 
     adapter_id: str
+    tenant_id: str
     users: int = 0
     uses: int = 0
     last_used: float = 0.0
@@ -32,6 +33,7 @@ class Resident:
 @dataclass(slots=True, eq=False)
 class _Waiter:
     adapter_id: str
+    tenant_id: str
     since: float
     admitted: asyncio.Future[None]
 
@@ -41,7 +43,8 @@ class ResidencyTable:
 
     Requests are admitted in order, except that one for an adapter already in use may overtake, since it costs no
     slot. Once the first in the queue has waited ``patience_s`` nothing overtakes it, so that popular adapters cannot
-    starve others.
+    starve others. A tenant that has its share of the slots gets no further one while a tenant below its
+    own waits, and then holds up nobody; no slot stays empty while anybody waits.
     """
 
     def __init__(
@@ -50,17 +53,21 @@ class ResidencyTable:
         patience_s: float = 1.0,
         wait_s: float = 60.0,
         remember: int = 1024,
+        tenant_share: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``slots``: different adapters in use at once; ``wait_s``: after it `SlotsBusy` is raised;
-        ``remember``: how many idle adapters `rows` still lists."""
+        ``remember``: how many idle adapters `rows` still lists; ``tenant_share``: of the slots, rounded up, that one
+        tenant may use while others wait (0 < share <= 1)."""
         self.slots = slots
+        self.tenant_slots = math.ceil(tenant_share * slots)
         self._patience_s = patience_s
         self._wait_s = wait_s
         self._remember = remember
         self._clock = clock
         self._in_use: dict[str, Resident] = {}
         self._idle: dict[str, Resident] = {}
+        self._used_by: Counter[str] = Counter()  # slots in use, by tenant
         self._named: Counter[str] = Counter()
         self._queue: deque[_Waiter] = deque()
 
@@ -84,17 +91,17 @@ class ResidencyTable:
         return math.inf if resident is None else self._clock() - resident.last_used
 
     @asynccontextmanager
-    async def hold(self, adapter_id: str) -> AsyncIterator[None]:
-        """Counts the caller as a user of the adapter for the length of the block. Raises SlotsBusy."""
-        await self.acquire(adapter_id)
+    async def hold(self, adapter_id: str, tenant_id: str) -> AsyncIterator[None]:
+        """Counts the caller as a user of the tenant's adapter for the length of the block. Raises SlotsBusy."""
+        await self.acquire(adapter_id, tenant_id)
         try:
             yield
         finally:
             self.release(adapter_id)
 
-    async def acquire(self, adapter_id: str) -> None:
+    async def acquire(self, adapter_id: str, tenant_id: str) -> None:
         """Waits for a slot; each call needs one `release`. Raises SlotsBusy after the table's waiting time."""
-        waiter = _Waiter(adapter_id, self._clock(), asyncio.get_running_loop().create_future())
+        waiter = _Waiter(adapter_id, tenant_id, self._clock(), asyncio.get_running_loop().create_future())
         self._queue.append(waiter)
         self._admit()
         try:
@@ -113,6 +120,9 @@ class ResidencyTable:
         resident.last_used = self._clock()
         if resident.users == 0:
             del self._in_use[adapter_id]
+            self._used_by[resident.tenant_id] -= 1
+            if not self._used_by[resident.tenant_id]:
+                del self._used_by[resident.tenant_id]
             self._idle[adapter_id] = resident
             while len(self._idle) > self._remember:
                 self._idle.pop(next(iter(self._idle)))
@@ -128,6 +138,11 @@ class ResidencyTable:
         self._idle.pop(adapter_id, None)
 
     @property
+    def used(self) -> int:
+        """Slots with users."""
+        return len(self._in_use)
+
+    @property
     def waiting(self) -> int:
         """Requests without a slot."""
         return len(self._queue)
@@ -135,23 +150,43 @@ class ResidencyTable:
     def rows(self) -> list[Resident]:
         """Copies of the entries: those in use first, then idle ones, last used first."""
         idle = sorted(self._idle.values(), key=lambda resident: -resident.last_used)
-        return [Resident(one.adapter_id, one.users, one.uses, one.last_used) for one in [*self._in_use.values(), *idle]]
+        return [replace(one) for one in [*self._in_use.values(), *idle]]
 
     def _admit(self) -> None:
+        # Whoever is admitted may have been the last for whose sake another tenant was held back.
+        while self._admit_once():
+            pass
+
+    def _admit_once(self) -> bool:
+        """Goes through the queue; whether somebody was admitted."""
         first_blocked: _Waiter | None = None
         kept: deque[_Waiter] = deque()
+        admitted = False
         now = self._clock()
-        for waiter in self._queue:
-            if waiter.admitted.cancelled():
+        queue = [waiter for waiter in self._queue if not waiter.admitted.cancelled()]
+        without_slot = Counter(waiter.tenant_id for waiter in queue if waiter.adapter_id not in self._in_use)
+        for waiter in queue:
+            if waiter.adapter_id not in self._in_use and self._over_share(waiter.tenant_id, without_slot):
+                kept.append(waiter)
                 continue
             patient = first_blocked is None or now - first_blocked.since < self._patience_s
             fits = waiter.adapter_id in self._in_use if first_blocked else self._fits(waiter.adapter_id)
             if patient and fits:
+                if waiter.adapter_id not in self._in_use:
+                    without_slot[waiter.tenant_id] -= 1
                 self._count(waiter)
+                admitted = True
             else:
                 first_blocked = first_blocked or waiter
                 kept.append(waiter)
         self._queue = kept
+        return admitted
+
+    def _over_share(self, tenant_id: str, without_slot: Counter[str]) -> bool:
+        """Whether the tenant has its share of the slots while one that has not yet waits."""
+        if self._used_by[tenant_id] < self.tenant_slots:
+            return False
+        return any(count and self._used_by[other] < self.tenant_slots for other, count in without_slot.items())
 
     def _fits(self, adapter_id: str) -> bool:
         return adapter_id in self._in_use or len(self._in_use) < self.slots
@@ -159,8 +194,9 @@ class ResidencyTable:
     def _count(self, waiter: _Waiter) -> None:
         resident = self._in_use.get(waiter.adapter_id)
         if resident is None:
-            resident = self._idle.pop(waiter.adapter_id, None) or Resident(waiter.adapter_id)
+            resident = self._idle.pop(waiter.adapter_id, None) or Resident(waiter.adapter_id, waiter.tenant_id)
             self._in_use[waiter.adapter_id] = resident
+            self._used_by[waiter.tenant_id] += 1
         resident.users += 1
         resident.uses += 1
         resident.last_used = self._clock()

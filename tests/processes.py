@@ -23,3 +23,11 @@ def kill(processes: Sequence[psutil.Process], timeout_s: float = 10) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=timeout_s)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs: one that has ended counts as such also before it has been waited for."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

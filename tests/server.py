@@ -17,7 +17,7 @@ import openai
 import psutil
 import yaml
 
-from tests.processes import kill, tree
+from tests.processes import kill, lives, tree
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -86,7 +86,7 @@ class Server:
             kill([*descendants, psutil.Process(process.pid)])
             process.wait()
             raise AssertionError(f"the server did not stop:\n{self.output()}") from None
-        orphans = [child for child in descendants if _lives(child)]
+        orphans = [child for child in descendants if lives(child)]
         kill(orphans)
         assert not orphans, f"left behind: {orphans}\n{self.output()}"
         assert code == 0, f"exit status {code}:\n{self.output()}"
@@ -165,10 +165,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -16,12 +16,16 @@ from serve.api import (
     chat,
     completions,
     documents,
+    embeddings,
     errors,
     jobs,
     keys,
     models,
     operations,
+    responses,
     route,
+    slots,
+    versions,
 )
 from serve.api.requests import body_schemas
 from serve.api.services import Services
@@ -37,7 +41,11 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="Imprint", version=_version(), description=_DESCRIPTION, redirect_slashes=False)
     app.state.services = services
     errors.install(app)
-    for module in (documents, jobs, adapters, chat, completions, models, route, keys, operations):
+    # versions before documents, whose IDs may hold slashes and would take in "/versions".
+    for module in (
+        versions, documents, jobs, adapters, chat, completions, responses, embeddings, models, route, keys, slots,
+        operations,
+    ):  # fmt: skip
         app.include_router(module.router)
     app.add_middleware(Observe, metrics=services.metrics)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

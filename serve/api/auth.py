@@ -22,7 +22,7 @@ async def authenticate(
     """The key's holder. Raises ApiError 401 for a missing, malformed, unknown or revoked key."""
     if credentials is None:
         raise _unauthenticated("Send a key as 'Authorization: Bearer imp_…'.", "missing_api_key")
-    principal = await services.call(services.registry.authenticate, credentials.credentials)
+    principal = await services.read(services.registry.authenticate, credentials.credentials)
     if principal is None:
         raise _unauthenticated("The key in 'Authorization' is not valid; it may have been revoked.", "invalid_api_key")
     return principal

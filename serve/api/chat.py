@@ -28,5 +28,13 @@ async def create_chat_completion(request: Request, services: ServicesDep, tenant
     """
     body = await read_json(request, services.config.limits.max_request_bytes)
     chat = validate(ChatRequest, body)
-    choice = await select(services, tenant, chat.model, messages=body["messages"], collection=chat.collection)
+    choice = await select(
+        services,
+        tenant,
+        chat.model,
+        messages=body["messages"],
+        collection=chat.collection,
+        adapters=chat.adapters,
+        compose=chat.compose,
+    )
     return await generation.respond(request, services, tenant, "chat", body, choice)

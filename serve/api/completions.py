@@ -26,7 +26,13 @@ async def create_completion(request: Request, services: ServicesDep, tenant: Ten
     body = await read_json(request, services.config.limits.max_request_bytes)
     completion = validate(CompletionRequest, body)
     choice = await select(
-        services, tenant, completion.model, prompt=_one_text(completion), collection=completion.collection
+        services,
+        tenant,
+        completion.model,
+        prompt=_one_text(completion),
+        collection=completion.collection,
+        adapters=completion.adapters,
+        compose=completion.compose,
     )
     return await generation.respond(request, services, tenant, "completion", body, choice)
 

@@ -1,4 +1,4 @@
-"""`/v1/documents`: post, replace, read, list and delete documents.
+"""`/v1/documents`: post, replace, read, list and delete documents. Their history is in `serve.api.versions`.
 
 POST and PUT answer 202 once the version and its job are stored; from then on no crash loses them. With `?wait=SECONDS`
 the answer is held until the job has ended (200) or the time is up (202).
@@ -33,7 +33,7 @@ router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
 _POLL_S = (0.02, 0.25)  # first and longest pause between looks at a job
 # External IDs may hold slashes ("handbook/returns.md"), plain or escaped; servers see no difference between the two.
-_ONE = "/{document_id:path}"
+ONE = "/{document_id:path}"
 _BODY = documented_body(DocumentPost, multipart=MULTIPART_SCHEMA)
 
 DocumentId = Annotated[str, Path(description="A document ID, or the client's own external ID.", max_length=512)]
@@ -74,7 +74,7 @@ async def post_document(
     return await _posted(services, response, result, wait)
 
 
-@router.put(_ONE, status_code=202, openapi_extra=_BODY, responses={
+@router.put(ONE, status_code=202, openapi_extra=_BODY, responses={
     200: {"model": PostedDocument, "description": "The job has ended, or this content was there already"},
     **error_docs(400, 401, 403, 404, 409, 413, 415),
 })
@@ -128,16 +128,16 @@ async def list_documents(
     )
 
 
-@router.get(_ONE, responses=error_docs(400, 401, 403, 404))
+@router.get(ONE, responses=error_docs(400, 401, 403, 404))
 async def get_document(
     services: ServicesDep, tenant: TenantDep, document_id: DocumentId, wait: Wait = 0
 ) -> DocumentDetail:
-    """A document with its newest version's text, probes and job."""
+    """A document with its text, probes and job: of the newest version, or the one that it was rolled back to."""
     check_wait(services, wait)
     document = await find_document(services, tenant.id, document_id)
     if wait and document.state == "processing":
-        document = await _wait(services, document, wait)
-    version = await services.call(services.registry.get_version, tenant.id, document.id)
+        document = await wait_for_document(services, document, wait)
+    version = await services.call(services.registry.get_version, tenant.id, document.id, document.version)
     job = await services.call(services.registry.get_job, tenant.id, document.job_id)
     if version is None:
         raise _not_found(document_id)
@@ -149,7 +149,7 @@ async def get_document(
     )
 
 
-@router.delete(_ONE, responses=error_docs(401, 403, 404))
+@router.delete(ONE, responses=error_docs(401, 403, 404))
 async def delete_document(services: ServicesDep, tenant: TenantDep, document_id: DocumentId) -> DeletedDocument:
     """Remove a document, all its versions and adapters. Requests that come after the answer do not find them."""
     document = await find_document(services, tenant.id, document_id)
@@ -196,14 +196,14 @@ async def _posted(services: Services, response: Response, result: PostResult, wa
     services.metrics.documents.labels("created" if result.created else "existing").inc()
     document, job = result.document, result.job
     if wait and job.state in ("queued", "running"):
-        document = await _wait(services, document, wait)
+        document = await wait_for_document(services, document, wait)
         found = await services.call(services.registry.get_job, document.tenant_id, job.id)
         job = found or job
     response.status_code = 202 if job.state in ("queued", "running") else 200
     return PostedDocument(**document_fields(document), created=result.created, job=job_object(job))
 
 
-async def _wait(services: Services, document: Document, seconds: float) -> Document:
+async def wait_for_document(services: Services, document: Document, seconds: float) -> Document:
     """The document as it is when its newest job has ended or the time is up. Raises ApiError 404 if it is deleted."""
     deadline = time.monotonic() + seconds
     pause, longest = _POLL_S

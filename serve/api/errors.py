@@ -151,12 +151,12 @@ def install(app: FastAPI) -> None:
 def _real_path(location: Sequence[int | str], body: Any, kind: str) -> list[str]:
     """The part of pydantic's location that is in the body; the rest names branches of a union."""
     path: list[str] = []
-    for part in location:
+    for position, part in enumerate(location, 1):
         if isinstance(body, dict) and part in body or isinstance(body, list) and isinstance(part, int):
             body = body[part]  # type: ignore[index]
-        elif kind != "missing":
-            break
-        path.append(str(part))
+            path.append(str(part))
+        elif kind == "missing" and position == len(location):
+            path.append(str(part))
     return path
 
 

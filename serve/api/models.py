@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 
 from serve.api.auth import TenantDep
+from serve.api.embeddings import EMBEDDING_MODEL
 from serve.api.errors import ApiError, error_docs
 from serve.api.schemas import ModelList, ModelObject
 from serve.api.selection import BASE, ROUTED
@@ -19,6 +20,8 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 _OWNER = "imprint"
 _PAGE = 100
+# Not in the list, since clients offer what stands there for chat.
+_ENCODER = ModelObject(id=EMBEDDING_MODEL, created=0, owned_by=_OWNER, kind="embedding")
 
 
 @router.get("", responses=error_docs(400, 401, 403))
@@ -32,7 +35,7 @@ async def get_model(
     services: ServicesDep, tenant: TenantDep, model: Annotated[str, Path(max_length=512)]
 ) -> ModelObject:
     """One model by name."""
-    for built_in in _built_in():
+    for built_in in (*_built_in(), _ENCODER):
         if built_in.id == model:
             return built_in
     resolution = await services.call(services.registry.resolve_model, tenant.id, model)

@@ -59,7 +59,8 @@ class DocumentPost(BaseModel):
         None,
         min_length=1,
         max_length=200,
-        description="Your own ID. It may hold slashes, but no '.' or '..' between them and no control characters.",
+        description="Your own ID. It may hold slashes, but no '.' or '..' between them and no control characters, and "
+        "it must not end in '/versions'.",
     )
     collection: StrictStr | None = Field(None, min_length=1, max_length=100)
     metadata: dict[MetadataKey, Scalar] | None = Field(None, max_length=64)
@@ -151,6 +152,8 @@ def _check_fits_url(external_id: str) -> None:
         message = "'external_id' must not be or hold '.' or '..' between slashes: clients leave these out of a URL."
     elif any(unicodedata.category(character) == "Cc" for character in external_id):
         message = "'external_id' must not hold control characters such as line ends."
+    elif external_id.endswith("/versions"):
+        message = "'external_id' must not end in '/versions': this is where a document's versions are listed."
     else:
         return
     raise ApiError(400, message, param="external_id", code="invalid_value")

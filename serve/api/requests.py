@@ -7,25 +7,92 @@ names it. What is allowed is passed to vLLM as it came, so values are checked th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
     StrictBool,
     StrictInt,
     StrictStr,
+    Tag,
+    field_validator,
     model_validator,
 )
 from pydantic.json_schema import models_json_schema
+
+from serve.api.tiers import ServiceTier
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 _documented: dict[str, type[BaseModel]] = {}
 
 Int = Annotated[StrictInt, Field(ge=-(2**31), lt=2**31)]
 Collection = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+MAX_WEIGHT = 10.0
+
+
+def _or_a_name(schema: dict[str, Any]) -> None:
+    weighted = dict(schema)
+    schema.clear()
+    schema |= {"anyOf": [{"type": "string", "minLength": 1, "maxLength": 512}, weighted]}
+
+
+class WeightedAdapter(BaseModel):
+    """An adapter to compose and how often its update counts. A text alone is an ID or alias with weight 1."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_or_a_name)
+
+    id: StrictStr = Field(
+        min_length=1,
+        max_length=512,
+        description="The ID of an adapter or of a document, of which the best part counts, or an alias of one.",
+    )
+    weight: Annotated[float, Field(strict=True, ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"id": value}
+        if not isinstance(value, dict):
+            raise ValueError("must be an ID, an alias, or an object with 'id' and 'weight'")
+        return value
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if self.weight == 0:
+            raise ValueError("'weight' must not be 0; leave out an adapter that is not to count")
+        return self
+
+
+Adapters = Annotated[
+    list[WeightedAdapter],
+    Field(
+        min_length=1,
+        max_length=64,
+        description="With model `imprint`: these answer together, by the weighted sum of their updates, and the router "
+        "decides nothing. How many: `router.max_composed` of the server.",
+    ),
+]
+Compose = Annotated[
+    StrictInt,
+    Field(
+        ge=1,
+        le=64,
+        description="With model `imprint` or a collection: up to so many documents that fit the question answer "
+        "together, each with weight 1. At most `router.max_composed` of the server.",
+    ),
+]
+
+
+def _no_token_ids(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+        raise ValueError("send text; token IDs of another tokenizer mean nothing to this encoder")
+    return value
 
 
 class StreamOptions(BaseModel):
@@ -37,8 +104,8 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: StrictBool | None = None
 
 
-class Sampling(BaseModel):
-    """Fields that chat and text completions share."""
+class Generating(BaseModel):
+    """Fields that all requests share which are answered by the model."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -50,26 +117,38 @@ class Sampling(BaseModel):
     collection: Collection | None = Field(
         None, description="With model `imprint`: route among this collection's documents only (name or ID)."
     )
+    adapters: Adapters | None = None
+    compose: Compose = 1
     frequency_penalty: FiniteFloat | None = None
     logit_bias: dict[str, FiniteFloat] | None = None
-    max_tokens: Int | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=16)] | None = None
     presence_penalty: FiniteFloat | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StrictStr | list[StrictStr] | None = None
     stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
     temperature: FiniteFloat | None = None
     top_p: FiniteFloat | None = None
     user: StrictStr | None = None
+    service_tier: ServiceTier | None = Field(
+        None,
+        description="`flex` waits behind the tenant's other requests; `priority` goes before them where the operator "
+        "allows it to the tenant. The answer says what the request was served as.",
+    )
     top_k: Int | None = None
     min_p: FiniteFloat | None = None
     repetition_penalty: FiniteFloat | None = None
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: StrictBool | None = None
     ignore_eos: StrictBool | None = None
-    min_tokens: Int | None = None
     skip_special_tokens: StrictBool | None = None
+
+
+class Sampling(Generating):
+    """Fields that chat and text completions share."""
+
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=16)] | None = None
+    stream_options: StreamOptions | None = None
 
 
 class Message(BaseModel):
@@ -120,6 +199,99 @@ class CompletionRequest(Sampling):
     response_format: dict[str, Any] | None = None
 
 
+class InputItem(BaseModel):
+    """One item of `input`: a message, a call of a function, its result, or reasoning that was answered earlier. Its
+    other fields are OpenAI's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: StrictStr | list[dict[str, Any]] | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.type == "message" and (self.role is None or self.content is None):
+            raise ValueError("a message needs 'role' and 'content'")
+        return self
+
+
+class FunctionTool(BaseModel):
+    """A function of the client's that the model may call; its other fields are OpenAI's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: StrictStr
+    name: StrictStr | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _is_function(cls, value: str) -> str:
+        if value != "function":
+            raise ValueError(f"there is no built-in tool '{value}'; tools must be of type 'function'")
+        return value
+
+
+class ResponsesRequest(Generating):
+    """POST /v1/responses. Nothing is stored: a client sends earlier turns again, in `input`."""
+
+    input: Annotated[
+        Annotated[StrictStr, Tag("text")] | Annotated[list[InputItem], Tag("items")],
+        # So that an error names the item at fault instead of saying that a text would do.
+        Discriminator(lambda value: "items" if isinstance(value, list) else "text"),
+    ]
+    instructions: StrictStr | None = None
+    max_output_tokens: Int | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    text: dict[str, Any] | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: StrictStr | dict[str, Any] | None = None
+    parallel_tool_calls: StrictBool | None = None
+    reasoning: dict[str, Any] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, StrictStr] | None = Field(None, max_length=16)
+    store: StrictBool | None = None
+    background: StrictBool | None = None
+    previous_response_id: StrictStr | None = None
+    conversation: StrictStr | dict[str, Any] | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _says_something(cls, value: str | list[InputItem]) -> str | list[InputItem]:
+        if not value:
+            raise ValueError("it must not be empty")
+        return value
+
+    @field_validator("store", "background")
+    @classmethod
+    def _is_off(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("answers are not stored; leave it out or send false")
+        return value
+
+    @field_validator("previous_response_id", "conversation")
+    @classmethod
+    def _is_absent(cls, value: Any) -> Any:
+        if value is not None:
+            raise ValueError("answers are not stored; send the earlier turns in 'input' instead")
+        return value
+
+
+class EmbeddingRequest(BaseModel):
+    """POST /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: StrictStr = Field(min_length=1, max_length=512, description="`imprint-embed`, the router's encoder.")
+    input: Annotated[StrictStr | list[StrictStr], BeforeValidator(_no_token_ids)]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="Only the encoder's own number: its vectors cannot be shortened."
+    )
+    user: StrictStr | None = None
+
+
 class RouteQuery(BaseModel):
     """POST /v1/route: what a chat or text completion with these fields would be answered by."""
 
@@ -129,6 +301,8 @@ class RouteQuery(BaseModel):
     messages: list[Message] | None = Field(None, min_length=1)
     prompt: StrictStr | None = None
     collection: Collection | None = None
+    adapters: Adapters | None = None
+    compose: Compose = 1
 
 
 class KeyPost(BaseModel):
@@ -142,7 +316,7 @@ class KeyPost(BaseModel):
     label: StrictStr = Field("", max_length=200)
 
 
-SERVER_FIELDS = frozenset({"collection"})  # ours; never passed to vLLM
+SERVER_FIELDS = frozenset({"collection", "adapters", "compose", "service_tier"})  # ours; never passed to vLLM
 
 
 def documented_body(model: type[BaseModel], multipart: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -20,7 +20,8 @@ router = APIRouter(prefix="/v1/route", tags=["routing"])
 class RouteDecision(BaseModel):
     """Who would answer. A score is 0.6 x cosine to the nearest centroid + 0.4 x share of the query's words found;
     `margin` is the lead in rank over the next document. The adapter covers part `part` (from 0) of `parts` of its
-    document; `degraded` says that it failed the quality gate. `candidates` are one for each document, or where `model`
+    document; `degraded` says that it failed the quality gate. `adapters` are all that would answer together, with their
+    weights, the first being `adapter_id`. `candidates` are one for each document, or where `model`
     names a document, its parts."""
 
     model_config = ConfigDict(extra="allow")
@@ -35,6 +36,7 @@ class RouteDecision(BaseModel):
     part: int | None = None
     parts: int | None = None
     degraded: bool = False
+    adapters: list[dict[str, Any]] = Field(default_factory=list)
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
 
@@ -55,6 +57,8 @@ async def route(request: Request, services: ServicesDep, tenant: TenantDep) -> R
         messages=body.get("messages"),
         prompt=query.prompt,
         collection=query.collection,
+        adapters=query.adapters,
+        compose=query.compose,
     )
     details = {**choice.details, "adapter_id": choice.adapter_id, "document_id": choice.document_id}
     return RouteDecision.model_validate({**details, "reason": choice.reason, "score": choice.score})

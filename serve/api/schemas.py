@@ -16,6 +16,8 @@ from serve.registry.records import (
     Job,
     JobKind,
     JobState,
+    VersionState,
+    VersionSummary,
 )
 
 
@@ -44,7 +46,9 @@ class JobObject(BaseModel):
 
 
 class DocumentObject(BaseModel):
-    """A document as it stands now. `version` is the newest one posted, `current_version` the one being served.
+    """A document as it stands now. `version` is the one that is to be served: the newest, or the one that the document
+    was rolled back to; title, mode, content hash, job and status are its own. `current_version` is the one being
+    served, another one while the adapters of `version` are being made. `latest_version` is the newest one posted.
 
     `adapter_ids` are the adapters of its parts, in order; `adapter_id` is the first. `degraded_parts` are the numbers,
     from 0, of the parts that did not pass the quality gate: `manifest.gate` of the adapter says why. A document is
@@ -62,6 +66,7 @@ class DocumentObject(BaseModel):
     content_hash: str
     status: DocumentState
     version: int
+    latest_version: int
     current_version: int | None
     adapter_id: str | None
     adapter_ids: list[str]
@@ -80,7 +85,7 @@ class ProbeObject(BaseModel):
 
 
 class DocumentDetail(DocumentObject):
-    """A document with its newest version's text, probes (the client's own) and job."""
+    """A document with the text, probes (the client's own) and job of `version`."""
 
     text: str
     probes: list[ProbeObject]
@@ -92,6 +97,33 @@ class PostedDocument(DocumentObject):
 
     created: bool
     job: JobObject
+
+
+class RolledBackDocument(DocumentObject):
+    """The answer to a rollback. `job` has made the version's adapters, or is making them anew."""
+
+    job: JobObject
+
+
+class VersionObject(BaseModel):
+    """One version of a document. `adapter_ids` are the adapters that it had last, `current` says that they are served.
+
+    `ready` and `degraded` versions can be served at once by a rollback; `stale` ones, made for another base model or
+    hypernetwork, and `failed` ones are generated again first.
+    """
+
+    object: Literal["document.version"] = "document.version"
+    document_id: str
+    version: int
+    title: str
+    mode: DocumentMode
+    content_hash: str
+    size_bytes: int
+    status: VersionState
+    current: bool
+    adapter_ids: list[str]
+    job_id: str | None
+    created_at: float
 
 
 class DeletedDocument(BaseModel):
@@ -138,6 +170,15 @@ class DocumentList(BaseModel):
     next_cursor: str | None
 
 
+class VersionList(BaseModel):
+    """One page, newest first; pass `next_cursor` as `cursor` for the next page."""
+
+    object: Literal["list"] = "list"
+    data: list[VersionObject]
+    has_more: bool
+    next_cursor: str | None
+
+
 class AdapterList(BaseModel):
     """One page, newest first; pass `next_cursor` as `cursor` for the next page."""
 
@@ -154,7 +195,7 @@ class ModelObject(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str
-    kind: Literal["router", "base", "document", "adapter", "collection", "alias"]
+    kind: Literal["router", "base", "embedding", "document", "adapter", "collection", "alias"]
     title: str | None = None
 
 
@@ -222,7 +263,8 @@ def document_fields(document: Document) -> dict[str, Any]:
         "metadata": dict(document.metadata),
         "content_hash": document.content_hash,
         "status": document.state,
-        "version": document.latest_version,
+        "version": document.version,
+        "latest_version": document.latest_version,
         "current_version": document.current_version,
         "adapter_id": document.adapter_id,
         "adapter_ids": list(document.adapter_ids),
@@ -231,6 +273,23 @@ def document_fields(document: Document) -> dict[str, Any]:
         "created_at": document.created_at,
         "updated_at": document.updated_at,
     }
+
+
+def version_object(version: VersionSummary) -> VersionObject:
+    """A version as clients see it."""
+    return VersionObject(
+        document_id=version.document_id,
+        version=version.number,
+        title=version.title,
+        mode=version.mode,
+        content_hash=version.content_hash,
+        size_bytes=version.size_bytes,
+        status=version.state,
+        current=version.current,
+        adapter_ids=list(version.adapter_ids),
+        job_id=version.job_id,
+        created_at=version.created_at,
+    )
 
 
 def adapter_object(adapter: Adapter) -> AdapterObject:

@@ -4,7 +4,6 @@ Ray deployment."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
@@ -12,12 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypernet.fingerprint import fingerprint_folder
+from serve.autoscaling import SLOT_DEMAND
 from serve.blobs import BlobStore
 from serve.cluster import check_registry_fits_cluster
 from serve.config import ImprintConfig
-from serve.deployments.engine_adapters import AdapterCache, LocalAdapter
-from serve.deployments.engine_context import EngineContext, EngineRefusal
-from serve.deployments.engine_stream import coalesce
+from serve.deployments.engine_adapters import AdapterCache
+from serve.deployments.engine_compositions import Compositions, folder_for_compositions
+from serve.deployments.engine_context import COMPOSITION, ENGINE_DEAD, EngineContext, EngineRefusal
+from serve.deployments.engine_loader import AdapterLoader, LocalAdapter
+from serve.deployments.engine_metrics import EngineMetrics
+from serve.deployments.engine_prefetch import Prefetcher
+from serve.deployments.engine_slots import EngineView
+from serve.deployments.engine_stream import Pace, coalesce
+from serve.deployments.engine_watch import end_with_engine
+from serve.memory_tiers import MemoryTiers
+from serve.metrics import merge_texts
 from serve.registry import Registry
 from serve.residency import ResidencyTable, SlotsBusy
 
@@ -28,9 +36,11 @@ __all__ = ["EngineContext", "EngineDeployment", "EngineRefusal"]
 
 logger = logging.getLogger(__name__)
 
-STREAM_WINDOW_S = 0.025
 FOLLOW_S = 10.0  # between looks for adapters that were deleted or replaced
 DROP_IDLE_S = 30.0  # vLLM may still be ending the last request for a while after its client has gone
+EVICT_IDLE_S = 5.0  # the same where others need the room
+# Refusals for want of an adapter, which the base may make up for.
+_MISSING = ("model_not_found", "adapter_mismatch", "adapter_unavailable")
 
 
 class EngineDeployment:
@@ -46,83 +56,79 @@ class EngineDeployment:
         model = config.base_path()
         self.base_fingerprint = fingerprint_folder(_model_folder(model))
         self._registry = Registry.open(config.registry.url)
+        engine = config.engine
+        self._metrics = EngineMetrics()
+        self._residency = ResidencyTable(engine.max_loras, tenant_share=engine.tenant_slot_share)
         self._cache = AdapterCache(
             self._registry,
             BlobStore.open(config.blobs.url),
             config.cache_dir / "adapters",
             self.base_fingerprint,
-            config.engine.max_lora_rank,
+            engine.max_lora_rank,
+            engine.cache_bytes,
+            self._may_leave_disk,
+            self._metrics,
         )
-        self._residency = ResidencyTable(config.engine.max_loras)
-        # vLLM uses the numbers up to max_loras itself while it warms up. A number is never given to a second adapter.
-        self._numbers = itertools.count(config.engine.max_loras + 1)
-        self._loras: dict[str, LoRARequest] = {}
+        self._compositions = Compositions(
+            self._registry,
+            self._cache,
+            self._residency,
+            self.forget,
+            folder_for_compositions(config.cache_dir),
+            engine.max_lora_rank,
+            engine.composition_bytes,
+            self._metrics,
+        )
+        self._tiers: MemoryTiers[LoRARequest] = MemoryTiers(
+            engine.max_loras, engine.max_cpu_loras, self._metrics.evictions.labels("slot").inc
+        )
+        self._view = EngineView(self._tiers, self._cache, self._residency, self._metrics)
+        self._pace = Pace()
         self._verified = False
         self._verifying = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
+        self._prefetching: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._runtime = VllmRuntime(model, config.engine)
+        self._loader = AdapterLoader(self._runtime, self._tiers, self._residency, self._metrics, self._on_drop)
+        self._prefetcher = Prefetcher(self._registry, self._cache, self._loader, self._residency)
 
-    async def chat(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
-        """Runs an OpenAI chat completion.
-
-        The first item is {"status", "stream", "headers"}. Then follows one OpenAI object (an answer or an error), or
-        for a stream server-sent events as text, several joined where they come fast. Closing the generator aborts the
-        request and gives its slot back.
-        """
-        async with aclosing(self._respond("chat", body, context)) as items:
-            async for item in items:
-                yield item
-
-    async def completion(self, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
-        """Runs an OpenAI text completion; items as for `chat`."""
-        async with aclosing(self._respond("completion", body, context)) as items:
+    async def generate(
+        self, kind: Kind, body: dict[str, Any], context: EngineContext
+    ) -> AsyncGenerator[tuple[Any, Any] | Any, None]:
+        """The items of `respond` as they travel between processes: the first two as a pair, then the others. Each
+        message costs both sides, and most requests need only the pair."""
+        async with aclosing(self.respond(kind, body, context)) as items:
+            head = await anext(items)
+            yield head, await anext(items, None)
             async for item in items:
                 yield item
 
     async def slots(self) -> dict[str, Any]:
-        """Who uses which adapter: {"slots", "waiting", "adapters": [{adapter_id, users, uses, last_used_s, cached}]}.
-
-        ``cached``: vLLM holds the weights in memory. ``last_used_s``: seconds since.
-        """
-        runtime = await self._ready()
-        cached = set(await runtime.engine.list_loras())
-        now = asyncio.get_running_loop().time()
-        rows = []
-        for row in self._residency.rows():
-            lora = self._loras.get(row.adapter_id)
-            rows.append(
-                {
-                    "adapter_id": row.adapter_id,
-                    "users": row.users,
-                    "uses": row.uses,
-                    "last_used_s": round(max(0.0, now - row.last_used), 3),
-                    "cached": lora is not None and lora.lora_int_id in cached,
-                }
-            )
-        return {"slots": self._residency.slots, "waiting": self._residency.waiting, "adapters": rows}
+        """Which adapters are where and who uses them; see `serve.api.slots.EngineSlots`."""
+        return self._view.report()
 
     async def drop_unneeded(self) -> list[str]:
         """Forgets adapters that were deleted or replaced and that no request has needed for a while; gives their IDs.
 
         A replaced adapter can still be pinned; then it is fetched and loaded again.
         """
-        unneeded = await self._cache.unneeded(self._loras)
-        return [adapter_id for adapter_id in unneeded if await self.forget(adapter_id, DROP_IDLE_S)]
+        held = (held.id for held in self._tiers.rows())
+        unneeded = await self._cache.unneeded(name for name in held if not name.startswith(COMPOSITION))
+        dropped = [adapter_id for adapter_id in unneeded if await self.forget(adapter_id, DROP_IDLE_S)]
+        return dropped + await self._compositions.drop_unneeded(DROP_IDLE_S)
 
     async def forget(self, adapter_id: str, idle_s: float = 0.0) -> bool:
         """Drops an adapter from vLLM's memory and this node's disk. False while a request needs it, or when one did
         within the last ``idle_s`` seconds."""
-        runtime = await self._ready()
-        # Up to the rename in `discard` nothing may await: a request that begins then finds no trace of the adapter.
         idle = self._residency.idle_s(adapter_id)
         if idle is None or idle < idle_s:
             return False
-        runtime.models.lora_requests.pop(adapter_id, None)
-        lora = self._loras.pop(adapter_id, None)
         self._residency.forget(adapter_id)
+        await self._loader.drop(adapter_id)
+        if self._residency.idle_s(adapter_id) is None:  # a request came meanwhile; it loads the adapter anew
+            return False
         await self._cache.discard(adapter_id)
-        if lora is not None:
-            await runtime.engine.remove_lora(lora.lora_int_id)
         return True
 
     async def health(self) -> dict[str, Any]:
@@ -140,17 +146,25 @@ class EngineDeployment:
         """Ray's question: raises when this replica has to be replaced."""
         await self.health()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For `serve.autoscaling`: how many times this replica's slots would hold the adapters in use and those that
+        requests wait for."""
+        in_use = sum(row.users > 0 for row in self._residency.rows())
+        return {SLOT_DEMAND: (in_use + self._residency.waiting) / self._residency.slots}
+
     async def metrics(self) -> str:
-        """vLLM's metrics in Prometheus text format."""
-        return (await self._ready()).metrics()
+        """vLLM's metrics and this replica's own, in Prometheus text format."""
+        return merge_texts((await self._ready()).metrics(), self._view.metrics_text())
 
     async def shutdown(self) -> None:
         """Ends the engine's processes. May be called twice."""
         runtime, self._runtime = self._runtime, None
-        if self._follower is not None:
-            self._follower.cancel()
+        for task in (self._follower, self._prefetching):
+            if task is not None:
+                task.cancel()
         if runtime is not None:
             await asyncio.to_thread(runtime.shutdown)
+            self._compositions.close()
             self._cache.close()
             self._registry.close()
 
@@ -160,64 +174,112 @@ class EngineDeployment:
             self._runtime.shutdown()
             self._runtime = None
 
-    async def _respond(self, kind: Kind, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
+    async def respond(self, kind: Kind, body: dict[str, Any], context: EngineContext) -> AsyncGenerator[Any, None]:
+        """Runs a chat completion, a text completion or a request of OpenAI's Responses API (without its store).
+
+        The first item is {"status", "stream", "headers"}, with "unavailable" true where the base answers because the
+        adapter cannot be had. Then follows one OpenAI object (an answer or an error), or for a stream server-sent
+        events as text, several joined where they come fast; where the engine dies, an error object ends it. Closing
+        the generator aborts the request and gives its slot back.
+        """
         headers = {"x-request-id": context.request_id}
+        begun = False
         try:
             async with AsyncExitStack() as stack:
                 runtime = await self._ready()
-                lora = None
-                if context.adapter_id is not None:
-                    stack.enter_context(self._residency.name(context.adapter_id))
-                    local = await self._cache.get(context.tenant_id, context.adapter_id)
-                    await stack.enter_async_context(self._residency.hold(context.adapter_id))
-                    lora = await self._load(runtime, local)
+                lora = await self._attach_or_base(stack, context)
                 result = await runtime.create(kind, body, context, lora)
-                yield {"status": 200, "stream": not isinstance(result, dict), "headers": headers}
+                unavailable = context.adapter_id is not None and lora is None
+                stream = not isinstance(result, dict)
+                yield {"status": 200, "stream": stream, "headers": headers, "unavailable": unavailable}
                 if isinstance(result, dict):
                     yield result
                     return
-                pieces = coalesce(result, STREAM_WINDOW_S)
+                begun = True
+                pieces = coalesce(result, self._pace, context.sequences)
                 stack.push_async_callback(pieces.aclose)
                 async for piece in pieces:
+                    if runtime.dead and 'data: {"error"' in piece:
+                        raise runtime.dead_refusal()
                     yield piece
         except SlotsBusy as error:
             refusal = EngineRefusal(503, str(error), "server_error", "slots_busy")
             yield {"status": 503, "stream": False, "headers": {**headers, "retry-after": "1"}}
             yield refusal.body()
         except EngineRefusal as refusal:
-            yield {"status": refusal.status, "stream": False, "headers": headers}
+            if not begun:
+                yield {"status": refusal.status, "stream": False, "headers": headers}
             yield refusal.body()
 
-    async def _load(self, runtime: VllmRuntime, local: LocalAdapter) -> LoRARequest:
-        """Makes vLLM hold the adapter. Before every use: generating with one that fails to load ends the engine."""
-        from vllm.lora.request import LoRARequest
-
-        adapter_id = local.adapter.id
-        lora = self._loras.get(adapter_id)
-        if lora is None:
-            lora = LoRARequest(adapter_id, next(self._numbers), str(local.folder))
-            self._loras[adapter_id] = lora
+    async def _attach_or_base(self, stack: AsyncExitStack, context: EngineContext) -> LoRARequest | None:
+        """As `_attach`; None, for the base, also where the adapter cannot be had and the context allows it."""
+        if context.adapter_id is None:
+            return None
         try:
-            await runtime.engine.add_lora(lora)
-        except Exception as error:
-            await runtime.engine.check_health()
-            logger.exception("adapter %s cannot be loaded from %s", adapter_id, local.folder)
-            message = f"adapter {adapter_id} cannot be loaded"
-            raise EngineRefusal(503, message, "server_error", "adapter_unavailable") from error
+            async with AsyncExitStack() as attached:
+                lora = await self._attach(attached, context, context.adapter_id)
+                stack.push_async_exit(attached.pop_all())
+                return lora
+        except EngineRefusal as refusal:
+            if refusal.code not in _MISSING:
+                raise
+            by_base = context.on_missing_adapter == "base"
+            self._metrics.unavailable.labels("base" if by_base else "refused").inc()
+            if not by_base:
+                raise
+            logger.warning("request %s is answered by the base: %s", context.request_id, refusal.message)
+            return None
+
+    async def _attach(self, stack: AsyncExitStack, context: EngineContext, adapter_id: str) -> LoRARequest:
+        """Makes the request a user of the adapter in vLLM until ``stack`` is left.
+
+        An adapter that vLLM holds costs no call to it or to the registry. Raises EngineRefusal, SlotsBusy.
+        """
+        stack.enter_context(self._residency.name(adapter_id))
+        held = self._loader.held(context.tenant_id, adapter_id)
+        # Fetched before the slot is taken, which others could use meanwhile.
+        local = None if held else await self._files(context, adapter_id)
+        await stack.enter_async_context(self._residency.hold(adapter_id, context.tenant_id))
+        stack.callback(self._loader.used, adapter_id)
+        lora = self._loader.held(context.tenant_id, adapter_id)
+        if lora is None:
+            return await self._loader.load(local or await self._files(context, adapter_id))
+        if local is None:  # else it was found elsewhere, and loaded for another request meanwhile
+            self._loader.hit(adapter_id)
         return lora
+
+    async def _files(self, context: EngineContext, adapter_id: str) -> LocalAdapter:
+        """The tenant's adapter, or composition of adapters, as a folder on this node. Raises EngineRefusal."""
+        if context.members:
+            return await self._compositions.get(context.tenant_id, context.members)
+        return await self._cache.get(context.tenant_id, adapter_id)
+
+    def _may_leave_disk(self, adapter_id: str) -> bool:
+        idle = self._residency.idle_s(adapter_id)
+        return idle is not None and idle >= EVICT_IDLE_S and not self._loader.holds(adapter_id)
+
+    def _on_drop(self, adapter_id: str) -> None:
+        self._cache.touch(adapter_id)
+        if self._runtime is not None:
+            self._runtime.models.lora_requests.pop(adapter_id, None)
 
     async def _ready(self) -> VllmRuntime:
         """The running engine, checked once for the LoRA plugin."""
         if self._runtime is None:
-            raise EngineRefusal(503, "the engine is shutting down", "server_error")
+            raise EngineRefusal(503, "the engine is shutting down", "server_error", ENGINE_DEAD)
+        runtime = self._runtime
         if not self._verified:
             async with self._verifying:
                 if not self._verified:
-                    await self._runtime.verify()
+                    await runtime.verify()
                     self._verified = True
                     # Not in the constructor, which need not run on the event loop.
                     self._follower = asyncio.create_task(self._follow())
-        return self._runtime
+                    self._prefetching = asyncio.create_task(self._prefetcher.run())
+                    self._watcher = asyncio.create_task(
+                        end_with_engine(lambda: runtime.dead, lambda: self._runtime is None)
+                    )
+        return runtime
 
     async def _follow(self) -> None:
         """Frees what adapters take that nobody needs any more, as long as the engine runs."""
@@ -226,6 +288,9 @@ class EngineDeployment:
                 dropped = await self.drop_unneeded()
                 if dropped:
                     logger.info("dropped adapters that were deleted or replaced: %s", ", ".join(dropped))
+                await self._cache.shrink()
+                await self._compositions.shrink()
+                await self._loader.reconcile()
             except Exception:
                 # A registry that fails now may answer again.
                 logger.exception("cannot look for adapters that were deleted or replaced")

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve as ray_serve
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.api.application import create_app
-from serve.api.services import Endpoint, Services
+from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
+from serve.deployments.engine_failover import retry_unstarted
+from serve.deployments.ingress_port import take_port_again
 from serve.metrics import IngressMetrics
 from serve.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 
 class EngineHandle:
@@ -22,18 +29,25 @@ class EngineHandle:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
-        self._streams = {
-            "chat": handle.options(method_name="chat", stream=True),
-            "completion": handle.options(method_name="completion", stream=True),
-        }
+        self._generate = handle.options(method_name="generate", stream=True)
 
-    async def generate(
+    def generate(
         self, endpoint: Endpoint, body: Mapping[str, Any], context: EngineContext
     ) -> AsyncGenerator[Any, None]:
-        """Start a request; closing the generator before its end aborts it in the engine."""
-        response = self._streams[endpoint].remote(dict(body), context)
+        """Start a request, again if its replica dies before the first output; closing the generator before its end
+        aborts it in the engine."""
+        return retry_unstarted(lambda: self._attempt(endpoint, body, context), context.request_id)
+
+    async def _attempt(
+        self, endpoint: Endpoint, body: Mapping[str, Any], context: EngineContext
+    ) -> AsyncGenerator[Any, None]:
+        response = self._generate.remote(endpoint, dict(body), context)
         finished = False
         try:
+            head, first = await anext(response)
+            yield head
+            if first is not None:
+                yield first
             async for item in response:
                 yield item
             finished = True
@@ -49,6 +63,17 @@ class EngineHandle:
         """vLLM's metrics as Prometheus text."""
         return await self._handle.metrics.remote()
 
+    async def slots(self) -> list[dict[str, Any]]:
+        """Where the adapters are, for each replica that answers."""
+        try:
+            found = await self._handle.broadcast("slots").results_async(timeout_s=5, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError) as error:
+            found = [error]
+        for failure in found:
+            if isinstance(failure, BaseException):
+                logger.warning("an engine replica does not say where its adapters are: %r", failure)
+        return [replica for replica in found if isinstance(replica, dict)]
+
 
 class RouterHandle:
     """The router behind a Ray handle; see `serve.api.services.Router`."""
@@ -59,6 +84,15 @@ class RouterHandle:
     async def route(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Decide which adapter answers a request."""
         return await self._handle.route.remote(dict(request))
+
+    async def embeddings(self, texts: list[str], dimensions: int | None) -> dict[str, Any]:
+        """The vectors of texts; cancelling the call ends the work."""
+        response = self._handle.embeddings.remote(texts, dimensions)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
 
     async def health(self) -> None:
         """Raise when the router cannot serve."""
@@ -91,14 +125,17 @@ class IngressDeployment:
         router: DeploymentHandle,
         generator: DeploymentHandle,
     ) -> None:
+        take_port_again()
         config = ImprintConfig(**config) if isinstance(config, dict) else config
+        metrics = IngressMetrics()
         self._services = Services(
             config=config,
             registry=Registry.open(config.registry.url),
             engine=EngineHandle(engine),
             router=RouterHandle(router),
             generator=GeneratorHandle(generator),
-            metrics=IngressMetrics(),
+            metrics=metrics,
+            queues=Queues(config, metrics),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -20,7 +20,7 @@ import httpx
 from fastapi import FastAPI
 
 from serve.api.application import create_app
-from serve.api.services import Endpoint, Services
+from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
 from serve.metrics import IngressMetrics
@@ -38,6 +38,8 @@ class ScriptedEngine:
     calls: list[tuple[str, dict[str, Any], EngineContext]] = field(default_factory=list)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: bool = False
+    unavailable: bool = False
+    replicas: list[dict[str, Any]] = field(default_factory=list)
 
     async def generate(
         self, endpoint: Endpoint, body: Mapping[str, Any], context: EngineContext
@@ -49,7 +51,8 @@ class ScriptedEngine:
             if self.hang:
                 await asyncio.Event().wait()
             stream = bool(body.get("stream")) and self.status == 200
-            yield {"status": self.status, "stream": stream, "headers": {"x-engine": "yes"}}
+            head = {"status": self.status, "stream": stream, "headers": {"x-engine": "yes"}}
+            yield {**head, "unavailable": self.unavailable}
             if stream:
                 for event in self.events:
                     yield event
@@ -62,6 +65,9 @@ class ScriptedEngine:
     async def health(self) -> None:
         if self.status >= 500:
             raise RuntimeError("dead")
+
+    async def slots(self) -> list[dict[str, Any]]:
+        return self.replicas
 
     async def metrics(self) -> str:
         return "# HELP vllm:x Help.\n# TYPE vllm:x counter\nvllm:x 1.0\n"
@@ -125,7 +131,8 @@ def make_api(folder: Path, **sections: Any) -> Api:
     shutil.copy(template, folder / "registry.db")
     registry = Registry.open(config.registry.url)
     engine, router = ScriptedEngine(), ScriptedRouter()
-    services = Services(config, registry, engine, router, IdleGenerator(), IngressMetrics())
+    metrics = IngressMetrics()
+    services = Services(config, registry, engine, router, IdleGenerator(), metrics, Queues(config, metrics))
     return Api(create_app(services), services, registry, engine, router, *keys)
 
 

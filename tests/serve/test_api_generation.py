@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.api.generation import cache_salt, mark_first_event
+from serve.api.events import mark_first_event
+from serve.api.generation import cache_salt
 from tests.serve.api_helpers import Api, error_of, events_of, make_api
 from tests.serve.registry_helpers import make_ready, one_part, several_parts
 
@@ -188,7 +189,8 @@ async def test_disconnect_aborts(api: Api) -> None:
 
 
 def test_mark_first_event() -> None:
-    assert mark_first_event("data: [DONE]\n\n", {"a": 1}) == "data: [DONE]\n\n"
+    assert mark_first_event("data: [DONE]\n\n", True, {"a": 1}) == "data: [DONE]\n\n"
     error = 'data: {"error":{"message":"m"}}\n\n'
-    assert mark_first_event(error, {"a": 1}) == error
-    assert mark_first_event('data: {"x":1}\n\nrest', {"a": 1}) == 'data: {"x":1,"imprint":{"a":1}}\n\nrest'
+    assert mark_first_event(error, True, {"a": 1}) == error
+    assert mark_first_event('data: {"x":1}\n\n', False, {"a": 1}) == 'data: {"x":1}\n\n'
+    assert mark_first_event('data: {"x":1}\n\nrest', True, {"a": 1}) == 'data: {"x":1,"a":1}\n\nrest'

@@ -12,7 +12,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from serve.blobs import MANIFEST, BlobCorrupt, BlobError, BlobExists, BlobMissing, BlobStore
+from serve.blobs import MANIFEST, BlobCorrupt, BlobError, BlobExists, BlobMissing, BlobStore, verify_folder
 
 PREFIX = "adapters/ten_1/adp_1"
 
@@ -39,7 +39,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def overwrite(store: BlobStore, name: str, data: bytes) -> None:
@@ -90,6 +92,40 @@ def test_damage_is_found_and_nothing_appears(store: BlobStore, folder: Path, tmp
     with pytest.raises(BlobCorrupt):
         store.fetch_folder(PREFIX, tmp_path / "cache" / "out", checksum)
     assert not (tmp_path / "cache").exists() or list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "longer", "remove", "manifest", "no manifest"])
+def test_damage_of_a_fetched_folder_is_found(store: BlobStore, folder: Path, tmp_path: Path, damage: str) -> None:
+    checksum = store.put_folder(PREFIX, folder).checksum
+    fetched = store.fetch_folder(PREFIX, tmp_path / "out", checksum)
+    verify_folder(fetched, checksum)
+    model = fetched / "adapter_model.safetensors"
+    if damage == "flip":
+        data = model.read_bytes()
+        model.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif damage == "longer":
+        model.write_bytes(model.read_bytes() + b"x")
+    elif damage == "remove":
+        (fetched / "sub" / "empty.txt").unlink()
+    elif damage == "manifest":
+        (fetched / MANIFEST).write_text('{"format": 1, "files": []}')
+    else:
+        (fetched / MANIFEST).unlink()
+    with pytest.raises(BlobCorrupt):
+        verify_folder(fetched, checksum)
+
+
+def test_what_is_quarantined_cannot_be_fetched_and_can_be_deleted(
+    store: BlobStore, folder: Path, tmp_path: Path
+) -> None:
+    store.put_folder(PREFIX, folder)
+    store.quarantine(PREFIX)
+    store.quarantine(PREFIX)
+    assert not store.exists(PREFIX) and store.list_folders("adapters/ten_1") == ["adp_1"]
+    with pytest.raises(BlobMissing):
+        store.fetch_folder(PREFIX, tmp_path / "out")
+    store.delete_folder(PREFIX)
+    assert store.list_folders("adapters/ten_1") == []
 
 
 def test_delete(store: BlobStore, folder: Path, tmp_path: Path) -> None:

@@ -195,6 +195,23 @@ def test_document_add_list_show_delete(server: Running, tmp_path: Path) -> None:
     assert gone.exit_code == 1 and document_id in gone.stderr
 
 
+def test_document_versions_and_rollback(server: Running) -> None:
+    registry = server.api.registry
+    first = make_ready(registry, _tenant(server), "Menu", "Soup costs 4 euros.", external_id="menu")
+    second = make_ready(registry, _tenant(server), "Menu", "Soup costs 5 euros.", external_id="menu")
+    listed = server.run("document", "versions", "menu").stdout
+    assert "2*" in listed and str(first.adapter_id) in listed and str(second.adapter_id) in listed
+    back = server.run("document", "rollback", "menu")
+    assert back.exit_code == 0 and back.stdout.strip() == first.document_id
+    assert f"version 1: ready as {first.adapter_id}" in back.stderr
+    versions = json.loads(server.run("document", "versions", "menu", "--json").stdout)
+    assert [(one["version"], one["current"]) for one in versions] == [(2, False), (1, True)]
+    forward = json.loads(server.run("document", "rollback", "menu", "--version", "2", "--json").stdout)
+    assert forward["adapter_ids"] == [second.adapter_id] and forward["current_version"] == 2
+    unknown = server.run("document", "rollback", "menu", "--version", "7")
+    assert unknown.exit_code == 1 and "versions 1 to 2" in unknown.stderr and unknown.stdout == ""
+
+
 def test_document_add_reads_stdin_and_waits_for_the_adapter(server: Running) -> None:
     registry = server.api.registry
     event = make_ready(registry, _tenant(server), "Menu", "Soup costs 4 euros.")

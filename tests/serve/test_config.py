@@ -73,6 +73,8 @@ def test_survives_the_way_to_a_worker() -> None:
         ("applications: [{args: {engine: {max_lora: 1}}}]", "engine.max_lora"),
         ("applications: [{args: {engine: {max_loras: 0}}}]", "engine.max_loras"),
         ("applications: [{args: {engine: {max_loras: 9, max_cpu_loras: 8}}}]", "max_cpu_loras"),
+        ("applications: [{args: {engine: {tenant_slot_share: 0}}}]", "engine.tenant_slot_share"),
+        ("applications: [{args: {engine: {on_missing_adapter: wait}}}]", "engine.on_missing_adapter"),
         ("applications: [{args: {colour: red}}]", "colour"),
         ("applications: [{args: {generator: {hold_at: x}}}]", "generator.hold_at"),
         ("applications: [{args: {generator: {kind: magic}}}]", "generator.kind"),

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from hypernet.fingerprint import fingerprint_folder
 from serve.blobs import BlobStore
 from serve.config import ImprintConfig
 from serve.deployments.engine import EngineContext, EngineDeployment
-from serve.deployments.engine_stream import coalesce
 from serve.ids import new_id
 from serve.registry import Registry, migrate
 from serve.registry.records import NewAdapter, NewCentroids
@@ -49,8 +48,9 @@ class World:
         prefix = f"adapters/{self.tenant_id}/{adapter_id}"
         stored = self.blobs.put_folder(prefix, folder)
         posted = self.registry.post_document(self.tenant_id, f"Notice {adapter_id}", f"Text of {adapter_id}.")
-        (leased,) = self.registry.lease_jobs("worker", 1, 60)
-        assert leased.job.id == posted.job.id
+        # Others may be free too: of documents whose files were lost.
+        leased = {leased.job.id for leased in self.registry.lease_jobs("worker", 10, 60)}
+        assert posted.job.id in leased
         adapter = NewAdapter(
             id=adapter_id,
             kind="lora",
@@ -64,13 +64,13 @@ class World:
             generator_fingerprint="test",
         )
         centroids = NewCentroids("test", "1", np.eye(1, 4, dtype=np.float32))
-        self.registry.publish(leased.job.id, "worker", [(adapter, centroids)])
+        self.registry.publish(posted.job.id, "worker", [(adapter, centroids)])
         return adapter_id
 
     async def ask(self, adapter_id: str | None, messages: list[dict[str, str]] = MESSAGES, **fields: Any) -> Any:
         """(head, body) of a chat request; for a stream, body is the whole text."""
         body = {"model": "imprint", "messages": messages, "temperature": 0, "max_tokens": 12, "ignore_eos": True}
-        items = [item async for item in self.engine.chat(body | fields, self.context(adapter_id))]
+        items = [item async for item in self.engine.respond("chat", body | fields, self.context(adapter_id))]
         head, rest = items[0], items[1:]
         if head["stream"]:
             return head, "".join(rest)
@@ -96,7 +96,14 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
     config = ImprintConfig(
         data_dir=folder / "data",
         base={"model": str(base)},
-        engine={"max_loras": SLOTS, "max_lora_rank": 8, "max_cpu_loras": 4, "max_model_len": 256, "threads": "nobind"},
+        engine={
+            "max_loras": SLOTS,
+            "max_lora_rank": 8,
+            "max_cpu_loras": 4,
+            "max_model_len": 256,
+            "threads": "nobind",
+            "extra": {"worker_extension_cls": "tests.serve.slot_probe.SlotProbe"},
+        },
     )
     config.data_dir.mkdir()
     migrate(config.registry.url)
@@ -159,7 +166,7 @@ async def test_more_adapters_than_slots_at_once(world: World) -> None:
 
 async def test_completion_with_logprobs_and_several_choices(world: World) -> None:
     body = {"model": "mine", "prompt": "The price is", "max_tokens": 4, "logprobs": 2, "n": 2, "ignore_eos": True}
-    items = [item async for item in world.engine.completion(body, world.context(world.adapters[1]))]
+    items = [item async for item in world.engine.respond("completion", body, world.context(world.adapters[1]))]
     assert items[0]["status"] == 200
     assert items[1]["model"] == "mine" and len(items[1]["choices"]) == 2
     assert len(items[1]["choices"][0]["logprobs"]["tokens"]) == 4
@@ -167,7 +174,7 @@ async def test_completion_with_logprobs_and_several_choices(world: World) -> Non
 
 async def test_a_client_that_leaves_stops_its_request(world: World) -> None:
     body = {"model": "imprint", "messages": MESSAGES, "max_tokens": 200, "ignore_eos": True, "stream": True}
-    stream = world.engine.chat(body, world.context(world.adapters[0]))
+    stream = world.engine.respond("chat", body, world.context(world.adapters[0]))
     assert (await anext(stream))["status"] == 200
     await anext(stream)
     await stream.aclose()
@@ -219,7 +226,7 @@ async def test_unfit_adapters_are_refused_and_the_engine_lives(world: World, tmp
         (world.adapters[0], other_tenant, 404),
     ]:
         body = {"model": "x", "messages": MESSAGES, "max_tokens": 4}
-        items = [item async for item in world.engine.chat(body, world.context(adapter_id, tenant_id))]
+        items = [item async for item in world.engine.respond("chat", body, world.context(adapter_id, tenant_id))]
         assert items[0]["status"] == status, adapter_id
         assert "message" in items[1]["error"]
     head, _ = await world.ask(world.adapters[0])
@@ -234,9 +241,9 @@ async def test_a_deleted_adapter_is_forgotten(world: World, tmp_path: Path, monk
     adapter = world.registry.get_adapter(world.tenant_id, adapter_id)
     assert adapter is not None
     world.registry.delete_document(world.tenant_id, adapter.document_id)
-    assert (await world.ask(adapter_id))[0]["status"] == 404
     monkeypatch.setattr("serve.deployments.engine.DROP_IDLE_S", 0.0)
     assert adapter_id in await world.engine.drop_unneeded()
+    assert (await world.ask(adapter_id))[0]["status"] == 404
     assert not list(world.config.cache_dir.rglob(adapter_id))
     assert world.engine._runtime is not None
     assert adapter_id not in world.engine._runtime.models.lora_requests
@@ -252,6 +259,61 @@ async def test_evicted_adapters_come_back(world: World, tmp_path: Path) -> None:
     assert _text((await world.ask(world.adapters[0]))[1]) == first
 
 
+async def test_the_table_says_what_vllm_holds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After mixed traffic; and what vLLM holds is used without a call."""
+    runtime = world.engine._runtime
+    assert runtime is not None
+    calls = 0
+    add_lora = runtime.engine.add_lora
+
+    async def counted(lora: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        return await add_lora(lora)
+
+    monkeypatch.setattr(runtime.engine, "add_lora", counted)
+    await asyncio.gather(*(world.ask(adapter_id) for adapter_id in world.adapters * 3))
+    for adapter_id in [world.adapters[0], world.adapters[2], world.adapters[0]]:
+        await world.ask(adapter_id, max_tokens=4)
+    await world.idle()
+    rows = (await world.engine.slots())["adapters"]
+    numbers = {lora.lora_int_id: name for name, lora in runtime.models.lora_requests.items()}
+    ((in_slots, in_memory),) = await runtime.engine.collective_rpc("slot_numbers")
+    assert {numbers[number] for number in in_memory} == {row["adapter_id"] for row in rows if row["tier"] != "disk"}
+    slots = {row["adapter_id"] for row in rows if row["tier"] == "slot"}
+    assert {numbers[number] for number in in_slots} == slots == {world.adapters[0], world.adapters[2]}
+    calls = 0
+    await asyncio.gather(*(world.ask(adapter_id) for adapter_id in world.adapters * 2))
+    assert calls == 0
+    text = await world.engine.metrics()
+    assert 'imprint_adapter_hits_total{tier="slot"}' in text and "vllm:generation_tokens_total" in text
+
+
+async def test_damaged_files_never_reach_vllm(world: World, tmp_path: Path) -> None:
+    """A damaged local copy is fetched again; a damaged blob is set aside, and the base may answer in its place."""
+    adapter_id = world.publish(make_adapter(tmp_path / "adapter", world.base, seed=31))
+    first = _text((await world.ask(adapter_id))[1])
+    await world.engine._loader.drop(adapter_id)
+    (local,) = world.config.cache_dir.rglob(f"{adapter_id}/adapter_model.safetensors")
+    damaged = bytearray(local.read_bytes())
+    damaged[-1] ^= 255
+    local.write_bytes(damaged)
+    assert _text((await world.ask(adapter_id))[1]) == first
+
+    await world.engine.forget(adapter_id)
+    (blob,) = (world.config.data_dir / "blobs").rglob(f"{adapter_id}/adapter_model.safetensors")
+    blob.write_bytes(damaged)
+    context = replace(world.context(adapter_id), on_missing_adapter="base")
+    body = {"model": "imprint", "messages": MESSAGES, "temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    head, answer = [item async for item in world.engine.respond("chat", body, context)]
+    assert head["status"] == 200 and head["unavailable"]
+    assert _text(answer) == _text((await world.ask(None))[1]) != first
+    assert (await world.ask(adapter_id))[0]["status"] == 503
+    adapter = world.registry.get_adapter(world.tenant_id, adapter_id)
+    assert adapter is not None and adapter.state == "stale"
+    assert (await world.ask(world.adapters[0]))[0]["status"] == 200
+
+
 async def test_prefix_cache_is_the_tenants_own(world: World) -> None:
     """The same long prompt hits the cache for the same salt and adapter only."""
     messages = [{"role": "user", "content": "word " * 25 + str(time.time_ns())}]
@@ -259,7 +321,7 @@ async def test_prefix_cache_is_the_tenants_own(world: World) -> None:
     async def cached(adapter_id: str | None, salt: str) -> int:
         body = {"model": "x", "messages": messages, "max_tokens": 1}
         context = EngineContext(new_id("job"), world.tenant_id, adapter_id, salt)
-        items = [item async for item in world.engine.chat(body, context)]
+        items = [item async for item in world.engine.respond("chat", body, context)]
         details = items[1]["usage"]["prompt_tokens_details"]
         return int(details["cached_tokens"] or 0) if details else 0
 
@@ -283,18 +345,3 @@ async def test_an_engine_without_the_plugin_does_not_serve(world: World, monkeyp
     monkeypatch.setattr("serve.lora_cpu.WRAPPER_PATH", "another.Wrapper")
     with pytest.raises(RuntimeError, match="imprint_lora_cpu was not loaded"):
         await world.engine._runtime.verify()
-
-
-async def test_coalesce_joins_and_passes_errors_on() -> None:
-    async def source() -> AsyncIterator[str]:
-        for index in range(6):
-            yield str(index)
-            await asyncio.sleep(0.001)
-        raise ValueError("broken")
-
-    pieces: list[str] = []
-    with pytest.raises(ValueError, match="broken"):
-        async for piece in coalesce(source(), 0.5):  # type: ignore[arg-type]
-            pieces.append(piece)
-    assert "".join(pieces) == "012345"
-    assert pieces[0] == "0" and len(pieces) <= 3

@@ -7,137 +7,14 @@ test_engine.py.
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import pytest_asyncio
 
-from serve.blobs import BlobStore
-from serve.config import ImprintConfig
 from serve.deployments import engine as engine_module
-from serve.deployments.engine import EngineContext, EngineDeployment
-from serve.deployments.engine_adapters import AdapterCache
-from serve.ids import new_id
-from serve.registry import Registry, migrate
-from serve.registry.records import NewAdapter, NewCentroids
+from tests.serve.engine_helpers import World, vllm, world
 
-
-class ScriptedVllm:
-    """Holds adapters as vLLM does, reading their files when it takes them; streams until `finish` is set."""
-
-    def __init__(self, *_: Any) -> None:
-        self.engine = self
-        self.models = SimpleNamespace(lora_requests={})
-        self.loaded: dict[int, str] = {}
-        self.numbers: list[int] = []
-        self.finish = asyncio.Event()
-
-    async def verify(self) -> None:
-        return
-
-    async def add_lora(self, lora: Any) -> None:
-        if not (Path(lora.lora_path) / "adapter_model.safetensors").is_file():
-            raise ValueError(f"no adapter at {lora.lora_path}")
-        self.loaded[lora.lora_int_id] = lora.lora_name
-        self.numbers.append(lora.lora_int_id)
-
-    async def remove_lora(self, number: int) -> bool:
-        return self.loaded.pop(number, None) is not None
-
-    async def list_loras(self) -> set[int]:
-        return set(self.loaded)
-
-    async def check_health(self) -> None:
-        return
-
-    def get_num_unfinished_requests(self) -> int:
-        return 0
-
-    async def create(self, _kind: str, body: dict[str, Any], _context: EngineContext, lora: Any) -> Any:
-        if lora is not None:
-            self.models.lora_requests[lora.lora_name] = lora
-        return self._stream() if body.get("stream") else {"object": "chat.completion"}
-
-    async def _stream(self) -> AsyncGenerator[str, None]:
-        yield "data: {}\n\n"
-        await self.finish.wait()
-        yield "data: [DONE]\n\n"
-
-    def shutdown(self) -> None:
-        return
-
-
-@dataclass
-class World:
-    """An engine and what it reads from."""
-
-    config: ImprintConfig
-    registry: Registry
-    blobs: BlobStore
-    source: Path
-    tenant_id: str
-    engines: list[EngineDeployment] = field(default_factory=list)
-
-    def start(self) -> EngineDeployment:
-        self.engines.append(EngineDeployment(self.config.model_dump(mode="json")))
-        return self.engines[-1]
-
-    def publish(self, external_id: str, text: str = "text") -> str:
-        adapter_id = new_id("adp")
-        prefix = f"adapters/{self.tenant_id}/{adapter_id}"
-        stored = self.blobs.put_folder(prefix, self.source)
-        posted = self.registry.post_document(self.tenant_id, "Notice", text, external_id)
-        self.registry.lease_jobs("w", 1, 60)
-        adapter = NewAdapter(
-            adapter_id, "lora", 8, 8.0, ("down_proj",), prefix, stored.checksum, stored.size_bytes, "base", "generator"
-        )
-        centroids = NewCentroids("e", "1", np.ones((1, 2), np.float32))
-        self.registry.publish(posted.job.id, "w", [(adapter, centroids)])
-        return adapter_id
-
-    def request(self, engine: EngineDeployment, adapter_id: str, **body: Any) -> AsyncGenerator[Any, None]:
-        context = EngineContext(new_id("job"), self.tenant_id, adapter_id, "salt")
-        return engine.chat({"model": "imprint", **body}, context)
-
-    async def ask(self, engine: EngineDeployment, adapter_id: str) -> int:
-        """The status of a whole request."""
-        return [item async for item in self.request(engine, adapter_id)][0]["status"]
-
-    def on_disk(self) -> set[str]:
-        return {path.parent.name for path in self.config.cache_dir.rglob("*.safetensors")}
-
-
-def vllm(engine: EngineDeployment) -> ScriptedVllm:
-    assert isinstance(engine._runtime, ScriptedVllm)
-    return engine._runtime
-
-
-@pytest_asyncio.fixture
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    scripted = ModuleType("serve.deployments.engine_vllm")
-    scripted.VllmRuntime = ScriptedVllm  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, scripted.__name__, scripted)
-    monkeypatch.setattr(engine_module, "fingerprint_folder", lambda _: "base")
-    monkeypatch.setattr(engine_module, "FOLLOW_S", 3600.0)
-    monkeypatch.setattr(engine_module, "DROP_IDLE_S", 0.0)
-    config = ImprintConfig(data_dir=tmp_path / "data", base={"model": str(tmp_path)}, engine={"max_loras": 1})
-    migrate(config.registry.url)
-    registry = Registry.open(config.registry.url)
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "adapter_model.safetensors").write_bytes(b"weights")
-    tenant_id = registry.create_tenant("acme").id
-    made = World(config, registry, BlobStore.open(config.blobs.url), source, tenant_id)
-    yield made
-    for engine in made.engines:
-        await engine.shutdown()
-    registry.close()
+__all__ = ["world"]
 
 
 async def test_a_deleted_adapter_leaves_memory_and_disk(world: World) -> None:
@@ -148,7 +25,7 @@ async def test_a_deleted_adapter_leaves_memory_and_disk(world: World) -> None:
     world.registry.delete_document(world.tenant_id, "b")
     assert world.on_disk() == {kept, gone}
     assert await engine.drop_unneeded() == [gone]
-    assert set(vllm(engine).loaded.values()) == set(vllm(engine).models.lora_requests) == {kept}
+    assert vllm(engine).loaded == set(vllm(engine).models.lora_requests) == {kept}
     assert world.on_disk() == {kept}
     assert {row["adapter_id"] for row in (await engine.slots())["adapters"]} == {kept}
     assert await world.ask(engine, gone) == 404 and await world.ask(engine, kept) == 200
@@ -162,7 +39,7 @@ async def test_a_replaced_adapter_leaves_and_can_still_be_pinned(world: World) -
     new = world.publish("a", "new text")
     await world.ask(engine, new)
     assert await engine.drop_unneeded() == [old]
-    assert world.on_disk() == {new} and set(vllm(engine).loaded.values()) == {new}
+    assert world.on_disk() == {new} and vllm(engine).loaded == {new}
     assert await world.ask(engine, old) == 200
     numbers = vllm(engine).numbers
     assert len(set(numbers)) == len(numbers) == 3, "vLLM never sees a number twice"
@@ -181,12 +58,12 @@ async def test_nothing_is_taken_from_under_a_request(world: World) -> None:
         world.registry.delete_document(world.tenant_id, external_id)
     assert await engine.drop_unneeded() == []
     assert not await engine.forget(using) and not await engine.forget(waiting)
-    assert world.on_disk() == {using, waiting} and set(vllm(engine).loaded.values()) == {using}
+    assert world.on_disk() == {using, waiting} and vllm(engine).loaded == {using}
     vllm(engine).finish.set()
     assert "[DONE]" in "".join([piece async for piece in stream])
     assert await queued == 200
     assert await engine.drop_unneeded() == sorted([using, waiting])
-    assert world.on_disk() == set() and vllm(engine).loaded == {}
+    assert world.on_disk() == set() and vllm(engine).loaded == set()
 
 
 async def test_what_was_used_just_now_stays_for_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,14 +125,14 @@ async def test_engines_on_one_machine_have_caches_of_their_own(world: World) -> 
 
 async def test_folders_of_engines_that_ended_are_taken_over_or_emptied(world: World) -> None:
     parent = world.config.cache_dir / "adapters"
-    first, second, third = (AdapterCache(world.registry, world.blobs, parent, "base", 8) for _ in range(3))
+    first, second, third = (world.cache(parent) for _ in range(3))
     assert [cache._folder.name for cache in (first, second, third)] == ["0", "1", "2"]
     adapter_id = world.publish("a")
     for cache in (first, second, third):
         await cache.get(world.tenant_id, adapter_id)
         if cache is not second:
             cache.close()
-    fourth = AdapterCache(world.registry, world.blobs, parent, "base", 8)
+    fourth = world.cache(parent)
     left = {path.parent.parent.name for path in parent.rglob("*.safetensors")}
     assert fourth._folder.name == "0" and left == {"0", "1"}
     fourth.close()

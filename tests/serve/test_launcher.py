@@ -97,6 +97,9 @@ def test_the_rank_of_distillation_and_of_tasks_counts_too(tmp_path: Path) -> Non
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMPRINT_BASE__MODEL", raising=False)
-    local = launcher.environment(ImprintConfig(base={"model": str(make_base(tmp_path / "base"))}))
+    local = launcher.environment(ImprintConfig(base={"model": str(make_base(tmp_path / "base"))}), 8000)
     assert local["RAY_worker_niceness"] == "0" and local["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in launcher.environment(ImprintConfig(base={"model": "someone/some-model"}))
+    assert local["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1" and local["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] == "8000"
+    several = launcher.environment(ImprintConfig(ingress={"num_replicas": 2}), 8000)
+    assert several["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "0"
+    assert "HF_HUB_OFFLINE" not in launcher.environment(ImprintConfig(base={"model": "someone/some-model"}), 8000)

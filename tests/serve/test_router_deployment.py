@@ -104,6 +104,39 @@ async def ask(deployment: RouterDeployment, tenant_id: str, text: str = QUESTION
     return await deployment.route({"tenant_id": tenant_id, "model": "imprint", "messages": messages, **fields})
 
 
+async def test_documents_of_one_question_answer_together(
+    deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher
+) -> None:
+    corvo, _ = publish(tenant, CORVO)
+    lumen, lumen_document = publish(tenant, LUMEN)
+    publish(tenant, LEAVE)
+    both = "What do the Norvia Corvo and the Norvia Lumen cost, and what do they weigh?"
+    decision = await ask(deployment, tenant, both, compose=3)
+    chosen = decision["adapters"]
+    assert {one["adapter_id"] for one in chosen} == {corvo, lumen}, "staff leave is another subject"
+    assert decision["adapter_id"] == chosen[0]["adapter_id"] and chosen[0]["score"] == decision["score"]
+    assert all(one["weight"] == 1 and one["score"] >= decision["threshold"] for one in chosen)
+    assert len((await ask(deployment, tenant, both))["adapters"]) == 1
+    assert (await ask(deployment, tenant, "Hello there!", compose=3))["adapters"] == ()
+    registry.delete_document(tenant, lumen_document)
+    decision = await ask(deployment, tenant, both, compose=3)
+    assert [one["adapter_id"] for one in decision["adapters"]] == [corvo]
+
+
+async def test_ranks_past_the_cap_are_left_out(
+    registry: Registry, tenant: str, publish: Publisher, tmp_path: Path
+) -> None:
+    publish(tenant, CORVO)
+    publish(tenant, LUMEN)
+    rank = new_adapter().rank
+    both = "What do the Norvia Corvo and the Norvia Lumen cost, and what do they weigh?"
+    for cap, count in ((2 * rank, 2), (2 * rank - 1, 1)):
+        deployment = RouterDeployment(ImprintConfig(data_dir=tmp_path, engine={"max_lora_rank": cap}))
+        decision = await ask(deployment, tenant, both, compose=2)
+        assert len(decision["adapters"]) == count
+        assert decision["adapter_id"] == decision["adapters"][0]["adapter_id"]
+
+
 async def test_a_question_finds_its_document(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
     corvo, document = publish(tenant, CORVO)
     lumen, _ = publish(tenant, LUMEN)
@@ -114,7 +147,8 @@ async def test_a_question_finds_its_document(deployment: RouterDeployment, tenan
     assert [c["adapter_id"] for c in decision["candidates"]][:2] == [corvo, lumen]
     assert decision["candidates"][0]["title"] == CORVO[0]
     assert set(decision["timings"]) == {"sync_s", "embed_s", "search_s", "total_s"}
-    assert json.loads(json.dumps(decision)) == {**decision, "candidates": list(decision["candidates"])}
+    lists = {name: list(decision[name]) for name in ("candidates", "adapters")}
+    assert json.loads(json.dumps(decision)) == {**decision, **lists}
     assert (await ask(deployment, tenant, "What does the Norvia Lumen cost?"))["adapter_id"] == lumen
 
 
@@ -345,9 +379,16 @@ async def test_requests_while_documents_come_in(
 
 
 async def test_embed_and_health(deployment: RouterDeployment, encoder: MiniLmEncoder) -> None:
-    vectors = await deployment.embed(["a", "b"])
-    np.testing.assert_allclose(vectors, encoder.embed(["a", "b"]), atol=1e-5)
+    texts = ["a", "What does the Corvo Mini weigh?", *(f"Line {number} of many." for number in range(20)), "b"]
+    answer = await deployment.embeddings(texts)
+    vectors = np.frombuffer(answer["vectors"], "<f4").reshape(len(texts), answer["dimension"])
+    np.testing.assert_allclose(vectors, encoder.embed(texts), atol=1e-5)
+    assert answer["tokens"][0] == 3 and answer["tokens"][1] > 5
+    # What cannot be done is said by the lack of vectors.
+    assert (await deployment.embeddings(["a"], 100))["vectors"] == b""
+    long = await deployment.embeddings(["a", "word " * 300])
+    assert long["vectors"] == b"" and long["tokens"][1] > long["max_tokens"] == 256
     with pytest.raises(ValueError, match="blank"):
-        await deployment.embed([""])
+        await deployment.embeddings([""])
     await deployment.health()
     await deployment.check_health()

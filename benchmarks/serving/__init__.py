@@ -1,0 +1,1 @@
+"""How the server serves, measured over HTTP: `python -m benchmarks.serving`."""

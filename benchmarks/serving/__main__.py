@@ -1,0 +1,48 @@
+"""How Imprint serves, in tables: hop by hop, against peers, with many adapters, cold, and with replicas.
+
+    python -m benchmarks.serving [--only hops,peers,adapters,cold,replicas] [--ray-llm DIR]
+
+Each part writes `serving_<part>.md` and `.json`. Quiet machine needed; each part takes minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from benchmarks.serving import adapters, cold, hops, peers, replicas
+
+PARTS = {"hops": hops, "peers": peers, "adapters": adapters, "cold": cold, "replicas": replicas}
+
+
+def main() -> None:
+    """Measure the chosen parts and write their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
+    parser.add_argument("--rounds", type=int, default=3, help="of tables 1 and 2")
+    parser.add_argument("--scale", type=float, default=1.0, help="of tables 1 and 2: less is shorter")
+    parser.add_argument("--ray-llm", default="", help="folder with the packages that Ray Serve LLM needs (pyarrow)")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := set(names) - set(PARTS):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        measure = PARTS[name].measure
+        if name == "peers":
+            measure = partial(measure, rounds=options.rounds, scale=options.scale, ray_llm=options.ray_llm)
+        with tempfile.TemporaryDirectory() as folder:
+            result = asyncio.run(measure(Path(folder)))
+        table = PARTS[name].report(result)
+        (options.output / f"serving_{name}.md").write_text(table)
+        (options.output / f"serving_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(table)
+
+
+if __name__ == "__main__":
+    main()
