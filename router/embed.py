@@ -43,7 +43,7 @@ class MiniLmEncoder:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, encoder: str = MINILM, threads: int | None = None) -> MiniLmEncoder:
+    def load(cls, encoder: str = MINILM, threads: int | None = None, cache_size: int = 10_000) -> MiniLmEncoder:
         """Load `minilm` from its package, or the sentence-transformers folder at path `encoder`; never from a hub.
 
         `threads` sets torch's thread count for this whole process. Raises FileNotFoundError when files are missing.
@@ -62,7 +62,7 @@ class MiniLmEncoder:
         if not folder.is_dir():
             raise FileNotFoundError(f"encoder '{encoder}': no folder {folder}")
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        return cls(model, MINILM if encoder == MINILM else folder.name, _fingerprint(folder))
+        return cls(model, MINILM if encoder == MINILM else folder.name, _fingerprint(folder), cache_size)
 
     @property
     def max_tokens(self) -> int | None:

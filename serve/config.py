@@ -215,7 +215,8 @@ class RouterConfig(Section):
     """Routing: which encoder, and the score (see `router.index`) under which the base answers.
 
     `use_degraded` lets adapters that failed the quality gate answer; without it the base answers in their place.
-    `max_composed`: how many adapters may answer one request together.
+    `max_composed`: how many adapters may answer one request together. `cached_texts`: vectors of questions that the
+    router keeps.
     """
 
     encoder: str = "minilm"
@@ -223,6 +224,7 @@ class RouterConfig(Section):
     use_degraded: bool = False
     centroids_per_adapter: int = Field(4, ge=1)
     max_composed: int = Field(4, ge=1, le=64)
+    cached_texts: int = Field(10_000, ge=1)
     num_replicas: int = Field(1, ge=1)
 
 

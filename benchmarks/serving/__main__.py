@@ -1,6 +1,6 @@
 """How Imprint serves, in tables: hop by hop, against peers, with many adapters, cold, and with replicas.
 
-    python -m benchmarks.serving [--only hops,peers,adapters,cold,replicas] [--ray-llm DIR]
+    python -m benchmarks.serving [--only hops,peers,adapters,cold,replicas] [--packages DIR]
 
 Each part writes `serving_<part>.md` and `.json`. Quiet machine needed; each part takes minutes.
 """
@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--rounds", type=int, default=3, help="of tables 1 and 2")
     parser.add_argument("--scale", type=float, default=1.0, help="of tables 1 and 2: less is shorter")
-    parser.add_argument("--ray-llm", default="", help="folder with the packages that Ray Serve LLM needs (pyarrow)")
+    parser.add_argument("--packages", default="", help="for Ray Serve LLM as a peer: folder made by `pip install "
+                        "--no-deps --target DIR pyarrow jsonref jsonschema`")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     names = options.only.split(",")
@@ -35,7 +36,7 @@ def main() -> None:
     for name in names:
         measure = PARTS[name].measure
         if name == "peers":
-            measure = partial(measure, rounds=options.rounds, scale=options.scale, ray_llm=options.ray_llm)
+            measure = partial(measure, packages=options.packages, rounds=options.rounds, scale=options.scale)
         with tempfile.TemporaryDirectory() as folder:
             result = asyncio.run(measure(Path(folder)))
         table = PARTS[name].report(result)

@@ -87,7 +87,7 @@ def open_worker(config: ImprintConfig, registry: Registry, metrics: GeneratorMet
         registry,
         BlobStore.open(config.blobs.url),
         generator,
-        MiniLmEncoder.load(config.router.encoder),
+        MiniLmEncoder.load(config.router.encoder, cache_size=1000),  # for documents that are refined soon after
         AutoConfig.from_pretrained(base),
         metrics,
         gate=open_gate(settings.gate, generator),

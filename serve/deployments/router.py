@@ -57,7 +57,7 @@ class RouterDeployment:
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         self._max_rank = config.engine.max_lora_rank
         self._settings = RouterSettings(config.router.threshold, use_degraded=config.router.use_degraded)
-        self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1)
+        self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1, cache_size=config.router.cached_texts)
         self._registry = Registry.open(config.registry.url)
         self._indexes = TenantIndexes(self._registry, self._encoder)
 

@@ -130,7 +130,8 @@ class Worker:
 @pytest.mark.timeout(0)
 def test_memory_and_file_descriptors_stay_flat(own_server: Server) -> None:
     seconds = float(os.environ.get("IMPRINT_SOAK_S", "1800"))
-    own_server.start(GENERATOR__REFINE__ENABLED="true")
+    # A small cache of questions is full before memory is judged.
+    own_server.start(GENERATOR__REFINE__ENABLED="true", ROUTER__CACHED_TEXTS="200")
     workers = [Worker(own_server, number) for number in range(WORKERS)]
     with measured(own_server.pid, every_s=max(1.0, seconds / 360)) as series:
         until = time.monotonic() + seconds
