@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,7 @@ def main() -> None:
                         "--no-deps --target DIR pyarrow jsonref jsonschema`")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers are ended, too
     names = options.only.split(",")
     if unknown := set(names) - set(PARTS):
         parser.error(f"--only: {', '.join(sorted(unknown))} is none of {', '.join(PARTS)}")
