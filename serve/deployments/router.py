@@ -121,7 +121,7 @@ class RouterDeployment:
             return self._pin_first_part(index, request.document_id)
         if len(index) == 0:
             return abstain(Reason.NO_CANDIDATES, self._settings)
-        vector = self._encoder.embed([text])[0]
+        vector = self._encoder.embed_one(text)
         embedded = time.perf_counter()
         timings["embed_s"] = embedded - synced
         if request.document_id is not None:

@@ -86,3 +86,45 @@ def test_another_folder_and_a_missing_one(encoder: MiniLmEncoder, tmp_path: Path
     assert encoder.version == other.version and len(encoder.version) == 16
     with pytest.raises(FileNotFoundError):
         MiniLmEncoder.load(str(tmp_path / "absent"))
+
+
+def test_waiting_threads_share_a_pass(encoder: MiniLmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Question {number}: who keeps the keys of gate {number}?" for number in range(40)]
+    alone = encoder.embed(texts, cached=False)
+    passes: list[int] = []
+    encode = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda found: passes.append(len(found)) or encode(found))
+    found: dict[str, np.ndarray] = {}
+    threads = [threading.Thread(target=lambda one=text: found.update({one: encoder.embed_one(one)})) for text in texts]
+    with encoder._passes:
+        for thread in threads:
+            thread.start()
+        while len(encoder._queue) < len(texts):
+            pass
+    for thread in threads:
+        thread.join()
+    assert sorted(passes) == [8, 32]
+    np.testing.assert_allclose(np.stack([found[text] for text in texts]), alone, atol=1e-5)
+    with pytest.raises(ValueError, match="blank"):
+        encoder.embed_one(" ")
+
+
+def test_an_error_reaches_every_thread_of_the_pass(encoder: MiniLmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: list[str]) -> None:
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(encoder, "_encode", fail)
+    errors: list[str] = []
+
+    def ask(text: str) -> None:
+        try:
+            encoder.embed_one(text)
+        except ValueError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(f"never asked before {number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == ["not finite"] * 3
