@@ -11,18 +11,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
-from benchmarks.vllm_server import ENGINE, PeerServer
+from benchmarks.vllm_server import ENGINE, ENVIRONMENT, PeerServer
 from hypernet.nano import base_dir
 
 
-def ray_llm_server(port: int, log: object, packages: str) -> PeerServer:
+def ray_llm_server(port: int, log: Path, packages: str) -> PeerServer:
     """The peer as a process. ``packages``: a folder with pyarrow and what else it lacks."""
-    environment = {"PYTHONPATH": packages, "VLLM_PLUGINS": "", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1",
-                   "VLLM_NO_USAGE_STATS": "1", "RAY_worker_niceness": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-                   "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = ENVIRONMENT | {"PYTHONPATH": packages, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0",
+                                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     command = [sys.executable, "-m", "benchmarks.ray_llm_server", str(port)]
-    return PeerServer(command, environment, port, log, "/v1/models")  # type: ignore[arg-type]
+    return PeerServer(command, environment, port, log, "/v1/models")
 
 
 def main() -> None:

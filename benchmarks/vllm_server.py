@@ -20,6 +20,10 @@ ENGINE = {"max-loras": "8", "max-lora-rank": "64", "max-cpu-loras": "64", "max-m
           "block-size": "32", "max-num-seqs": "64"}
 
 
+# Of every peer: no download, no statistics, and none of Imprint's plugins.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_PLUGINS": ""}
+
+
 class PeerServer:
     """A server process that listens on loopback and ends with all its children."""
 
@@ -63,5 +67,7 @@ class VllmServer(PeerServer):
         for name, value in ENGINE.items():
             command += [f"--{name}", value]
         command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
-        environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        super().__init__(command, environment | ({} if wrapper else {"VLLM_PLUGINS": ""}), port, log, "/health")
+        environment = dict(ENVIRONMENT)
+        if wrapper:
+            del environment["VLLM_PLUGINS"]  # vLLM then loads all that are installed
+        super().__init__(command, environment, port, log, "/health")

@@ -6,7 +6,6 @@ the throughput: cores divided by the sum. A request at concurrency 1 also pays f
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from pathlib import Path
 from random import Random
@@ -16,7 +15,8 @@ import psutil
 
 from benchmarks.server import Tenant, machine
 from benchmarks.serving.client import ChatRequest, closed_loop, percentiles_ms
-from hypernet.training.corpus.documents import Split, ask, sample_document
+from benchmarks.serving.questions import numbered_questions
+from hypernet.training.corpus.documents import Split, sample_document
 from tests.server import Server
 
 ADAPTERS, FACTS, SEED = 4, 4, 99
@@ -52,14 +52,13 @@ async def measure(folder: Path, seconds: float = 8.0) -> dict[str, Any]:
         tenant = Tenant(server.url, key)
         adapters = [(await tenant.post("", document.text))["adapter_ids"][0] for document in documents]
         await tenant.client.aclose()
-        facts = [(fact, document) for document in documents for fact in document.facts]
+        questions = numbered_questions(documents, rng)
         models = {"base": ["base"], "pinned": adapters, "routed": ["imprint"]}
         rows = []
         for concurrency in CONCURRENCY:
             for kind, names in models.items():
-                requests = (ChatRequest(names[number % len(names)],
-                                        f"Case {number}: {ask(*facts[number % len(facts)], rng).text}", MAX_TOKENS)
-                            for number in itertools.count(1000 * len(rows)))
+                requests = (ChatRequest(names[number % len(names)], question, MAX_TOKENS)
+                            for number, question in enumerate(questions))
                 await closed_loop(server.url, key, requests, concurrency, seconds / 4)
                 before = cpu_seconds(server.pid)
                 load = await closed_loop(server.url, key, requests, concurrency, seconds)

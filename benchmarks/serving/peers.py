@@ -12,7 +12,7 @@ import itertools
 import shutil
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,8 +24,9 @@ from rich.progress import Progress
 
 from benchmarks.ray_llm_server import ray_llm_server
 from benchmarks.server import Tenant, machine
+from benchmarks.serving.questions import numbered_questions
 from benchmarks.vllm_server import PeerServer, VllmServer
-from hypernet.training.corpus.documents import Split, ask, sample_document
+from hypernet.training.corpus.documents import Split, sample_document
 from tests.server import Server
 
 ADAPTERS, FACTS, SEED = 4, 4, 99
@@ -77,19 +78,18 @@ async def bench(system: System, prompts: Sequence[str], concurrency: int) -> dic
 
 
 async def _rounds(
-    systems: Sequence[System], questions: Sequence[str], rounds: int, scale: float, progress: Progress
+    systems: Sequence[System], questions: Iterator[str], rounds: int, scale: float, progress: Progress
 ) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """By system and concurrency the figures of each round."""
+    """By system and concurrency the figures of each round; each run takes new questions."""
     found: dict[str, dict[int, list[dict[str, float]]]] = {one.name: {} for one in systems}
-    fresh = iter(questions)
     task = progress.add_task("load", total=len(CONCURRENCY) * (rounds + 1) * len(systems))
     for concurrency in CONCURRENCY:
         requests = max(concurrency, round(REQUESTS[concurrency] * scale))
         for number in range(rounds + 1):
             # The first round warms up what the first requests of a kind cost. Then turns change from round to round.
-            prompts = list(itertools.islice(fresh, requests if number else max(concurrency, requests // 4)))
+            count = requests if number else max(concurrency, requests // 4)
             for one in systems if number % 2 else list(reversed(systems)):
-                result = await bench(one, prompts, concurrency)
+                result = await bench(one, list(itertools.islice(questions, count)), concurrency)
                 if number:
                     found[one.name].setdefault(concurrency, []).append(result)
                 progress.advance(task)
@@ -114,10 +114,7 @@ async def measure(folder: Path, packages: str, rounds: int = 3, scale: float = 1
             source = next((server.data_dir / "blobs").rglob(adapter_id))
             folders[adapter_id] = Path(shutil.copytree(source, folder / adapter_id))
         await tenant.client.aclose()
-        # Numbered, and new ones in each round, so that no question is answered out of the prefix cache.
-        facts = [(fact, document) for document in documents for fact in document.facts]
-        questions = [f"Case {number}: {ask(*facts[number % len(facts)], rng).text}" for number in range(5000)]
-        rng.shuffle(questions)
+        questions = numbered_questions(documents, rng)
         headers = {"Authorization": f"Bearer {key}"}
         ours = [System("Imprint, routed", server.url, ["imprint"], headers),
                 System("Imprint, adapter pinned", server.url, list(folders), headers),

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from serve.api.errors import ApiError
 from serve.api.requests import WeightedAdapter
 from serve.api.services import Services
-from serve.registry import Registry
 from serve.registry.records import Adapter, Resolution
 
 BestPart = Callable[[str], Awaitable[str | None]]
@@ -27,13 +26,13 @@ async def find_adapters(
         message = f"'adapters' has {len(named)} entries; 1 to {most} are allowed (router.max_composed)."
         raise ApiError(400, message, param="adapters", code="invalid_value")
     names = [one.id for one in named]
-    resolutions = await services.call(_resolve, services.registry, tenant_id, names)
+    resolutions = [await services.read(services.registry.resolve_model, tenant_id, name) for name in names]
     ids = [await _one_adapter(i, names[i], found, best_part) for i, found in enumerate(resolutions)]
     for i, adapter_id in enumerate(ids):
         if adapter_id in ids[:i]:
             message = f"'{names[i]}' stands for the adapter {adapter_id}, which is named already; name each once."
             raise ApiError(400, message, param=f"adapters.{i}", code="invalid_value")
-    adapters = await services.call(lambda: [services.registry.get_adapter(tenant_id, one) for one in ids])
+    adapters = [await services.read(services.registry.get_adapter, tenant_id, one) for one in ids]
     chosen = []
     for i, adapter in enumerate(adapters):
         if adapter is None:  # deleted just now
@@ -47,10 +46,6 @@ async def find_adapters(
         )
         raise ApiError(400, message, param="adapters", code="invalid_value")
     return chosen
-
-
-def _resolve(registry: Registry, tenant_id: str, names: Sequence[str]) -> list[Resolution | None]:
-    return [registry.resolve_model(tenant_id, name) for name in names]
 
 
 async def _one_adapter(i: int, name: str, found: Resolution | None, best_part: BestPart) -> str:

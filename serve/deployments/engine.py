@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hypernet.fingerprint import fingerprint_folder
@@ -54,7 +53,7 @@ class EngineDeployment:
         from serve.deployments.engine_vllm import VllmRuntime
 
         model = config.base_path()
-        self.base_fingerprint = fingerprint_folder(_model_folder(model))
+        self.base_fingerprint = fingerprint_folder(config.base_folder())
         self._registry = Registry.open(config.registry.url)
         engine = config.engine
         self._metrics = EngineMetrics()
@@ -295,12 +294,3 @@ class EngineDeployment:
                 # A registry that fails now may answer again.
                 logger.exception("cannot look for adapters that were deleted or replaced")
             await asyncio.sleep(FOLLOW_S)
-
-
-def _model_folder(model: str) -> Path:
-    """The folder of a model given as a folder or as a Hugging Face name (which is fetched if need be)."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model))
