@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import psycopg
 
-from tests.processes import kill, tree
+from tests.processes import OWN_GROUP, kill, tree
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -60,7 +60,7 @@ class Cluster:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                start_new_session=True,
+                process_group=OWN_GROUP,
                 **_as_account(),
             )
         deadline = time.monotonic() + START_TIMEOUT_S

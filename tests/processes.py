@@ -7,6 +7,11 @@ from contextlib import suppress
 
 import psutil
 
+# What a test starts has a process group of its own, so Ctrl+C leaves its end to the fixture, but no session of its own:
+# with kernel.sched_autogroup_enabled Linux shares processors among sessions first, and beside busy engines with bound
+# threads a process of another session was seen to wait 5 to 20 seconds for a processor (Linux 6.18, two cores).
+OWN_GROUP = 0
+
 
 def tree(pid: int) -> list[psutil.Process]:
     """A process and all its descendants; empty where it has ended and been waited for."""

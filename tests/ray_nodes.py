@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from tests.processes import kill, tree
+from tests.processes import OWN_GROUP, kill, tree
 
 ROOT = Path(__file__).parent.parent
 # All of Ray's ports on loopback, as `imprint serve` has it.
@@ -88,7 +88,7 @@ class RayNode:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=ROOT,
-                start_new_session=True,
+                process_group=OWN_GROUP,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while "Ray runtime started" not in self.output():

@@ -17,7 +17,7 @@ import openai
 import psutil
 import yaml
 
-from tests.processes import kill, lives, tree
+from tests.processes import OWN_GROUP, kill, lives, tree
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 90.0
@@ -69,7 +69,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 cwd=SHIPPED.parent.parent,
-                start_new_session=True,
+                process_group=OWN_GROUP,
             )
         self._await_ready(offset)
 
