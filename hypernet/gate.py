@@ -67,6 +67,15 @@ class GateSettings:
 
 
 @dataclass(frozen=True)
+class AskedProbe:
+    """A question that was scored, and whether the adapter gives at least the threshold's share of what the document in
+    context adds to the answer, and more than the wrong adapter does."""
+
+    question: str
+    right: bool
+
+
+@dataclass(frozen=True)
 class GateReport:
     """The verdict on an adapter and what it rests on.
 
@@ -74,7 +83,7 @@ class GateReport:
     `margin` is `adapter - wrong`; None where nothing was asked. `probes` is how many probes were scored.
     `reasons` are short codes, empty when ready: not_finite (weights, or what the base says with them), norm (garbage),
     collapsed (an update of nothing), no_probes (nothing could be asked), below_threshold, no_margin (no better than the
-    wrong adapter).
+    wrong adapter). `asked` are the probes scored, one by one.
     """
 
     state: Literal["ready", "degraded"]
@@ -88,10 +97,11 @@ class GateReport:
     probes: int
     reasons: tuple[str, ...]
     seconds: float
+    asked: tuple[AskedProbe, ...] = ()
 
     def manifest(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        found = asdict(self) | {"reasons": list(self.reasons)}
+        found = asdict(self) | {"reasons": list(self.reasons), "asked": [asdict(one) for one in self.asked]}
         # JSON has no infinity and no NaN.
         return {key: (round(value, 4) if math.isfinite(value) else None) if isinstance(value, float) else value
                 for key, value in found.items()}
@@ -134,6 +144,11 @@ def _tells(scores: Sequence[ProbeScores]) -> list[ProbeScores]:
         if score.reference - score.base >= MIN_GAIN:
             distinct.setdefault(score.answer, score)
     return list(distinct.values())
+
+
+def _is_right(one: ProbeScores, threshold: float) -> bool:
+    floor = max(one.base, one.wrong)
+    return one.adapter > one.wrong and one.adapter - floor >= threshold * (one.reference - floor)
 
 
 def _update_norm(lora: LoraAdapter, other: LoraAdapter | None = None) -> float:
@@ -271,7 +286,8 @@ class Gate:
                  "no_margin": not adapter > wrong}  # which NaN is not
         reasons = tuple(code for code, holds in found.items() if holds)
         return GateReport("degraded" if reasons else "ready", score, threshold, adapter, base, reference, wrong,
-                          adapter - wrong, len(scores), reasons, seconds)
+                          adapter - wrong, len(scores), reasons, seconds,
+                          tuple(AskedProbe(one.probe.question, _is_right(one, threshold)) for one in scores))
 
     def _windows(self, document: DocumentText, spans: Sequence[tuple[int, int]] | None) -> list[str]:
         """What the base may read in context: the whole text of the spans, or where that is too long, parts of it."""

@@ -1,4 +1,4 @@
-"""A document as a few vectors: k-means over its sentences and its chunks."""
+"""A document as a few vectors: k-means over its sentences and its chunks, and over questions on it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,32 @@ MAX_PASSAGES = 256
 
 
 def document_centroids(
-    encoder: Encoder, title: str, chunks: Sequence[str], k: int, *, part: bool = False
+    encoder: Encoder,
+    title: str,
+    chunks: Sequence[str],
+    k: int,
+    *,
+    part: bool = False,
+    questions: Sequence[str] = (),
+    question_k: int = 0,
 ) -> Vectors:
-    """Condense a document into float32 [n, dimension], 1 <= n <= k, rows L2-normalised.
+    """Condense a document into float32 [n, dimension], 1 <= n <= k + question_k, rows L2-normalised.
 
     Each chunk and each sentence is embedded behind the title, since a sentence such as "It weighs 3 kg." alone does
     not say what it is about. With `part` the chunks are one part of several, which have the title in
-    common: it stands before them where it is a name, and is no passage of its own. Raises ValueError when k < 1 or
-    neither title nor chunks hold any text.
+    common: it stands before them where it is a name, and is no passage of its own. `questions` on the document become
+    up to `question_k` vectors of their own, for questions do not embed like what answers them. Raises ValueError when
+    k < 1, question_k < 0, or neither title nor chunks hold any text.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    if k < 1 or question_k < 0:
+        raise ValueError(f"k must be at least 1 and question_k at least 0, not {k} and {question_k}")
     texts = passages(title, chunks, part=part)
     if not texts:
         raise ValueError("a document without text has no centroids")
-    vectors = encoder.embed(texts)
-    return vectors if len(vectors) <= k else _cluster(vectors, k)
+    asked = list(dict.fromkeys(question.strip() for question in questions if question.strip())) if question_k else []
+    vectors = encoder.embed([*texts, *asked])
+    of_text = _condensed(vectors[: len(texts)], k)
+    return np.concatenate([of_text, _condensed(vectors[len(texts) :], question_k)]) if asked else of_text
 
 
 def passages(title: str, chunks: Sequence[str], *, part: bool = False) -> list[str]:
@@ -41,6 +51,10 @@ def passages(title: str, chunks: Sequence[str], *, part: bool = False) -> list[s
     if len(texts) <= MAX_PASSAGES:
         return texts
     return [texts[i] for i in np.linspace(0, len(texts) - 1, MAX_PASSAGES).astype(int)]
+
+
+def _condensed(vectors: Vectors, k: int) -> Vectors:
+    return vectors if len(vectors) <= k else _cluster(vectors, k)
 
 
 def _cluster(vectors: Vectors, k: int) -> Vectors:

@@ -13,169 +13,114 @@ A long document has several adapters, each of a part of its text, and is as good
 that answers. Rarity counts documents, not parts: a name that all parts of one document share is no common word.
 Which of its parts is best is another question. There rarity counts parts: what all of them say, above all the name of
 what the document is about, is no evidence for any.
+
+An index is a list of segments of falling size, as in a log-structured merge tree (O'Neil et al. 1996). A change writes
+one more small segment, which is merged with those of its size, so a change costs little however many documents there
+are. Small segments are searched entry by entry. What has grown past `FLAT_ROWS` is merged by `compact`, in the
+background, into a segment with an index of nearest vectors, on disk where the index has a folder; there the nearest by
+vector and the richest in rare words are candidates, and are then scored as exactly as all others.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from itertools import chain
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 
 from router.embed import Vectors
-from router.scoring import PartWeights, WordWeights, rank, relevance
-from router.text import heading, part_title, words
+from router.entries import AdapterEntry, IndexedAdapter, Scope, Scored, Span, State
+from router.neighbours import Neighbours
+from router.ragged import Positions
+from router.search import Search
+from router.segment import Columns, Segment
+from router.storage import IndexDamaged, SegmentFolder, vectors_file
+from router.views import View
 
-MAX_RESCORED = 256
-"""Adapters nearest by vector that are then scored by words."""
-Span = tuple[int, int]
+__all__ = ["AdapterEntry", "IndexDamaged", "IndexedAdapter", "Scope", "Scored", "Span", "State", "TenantIndex"]
+logger = logging.getLogger(__name__)
 
-
-class State(StrEnum):
-    """Whether an adapter may answer. One that may not stays in the index: the next best would answer about another
-    document, or another part."""
-
-    READY = "ready"
-    DEGRADED = "degraded"
-    """It failed the quality gate."""
-    STALE = "stale"
-    """It was made for another base model or generator."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AdapterEntry:
-    """One adapter: its centroids (float32 [n, dimension], L2-normalised) and the words of what it was made from.
-
-    That is part `part` (from 0) of `parts` of the document, or all of it where `parts` is 1. `part_words` are the words
-    to compare with those of other parts.
-    """
-
-    adapter_id: str
-    tenant_id: str
-    document_id: str
-    title: str
-    centroids: Vectors = field(repr=False)
-    words: frozenset[str] = field(repr=False)
-    heading_words: frozenset[str] = field(repr=False)
-    part_words: frozenset[str] = field(default=frozenset(), repr=False)
-    collection_id: str | None = None
-    state: State = State.READY
-    part: int = 0
-    parts: int = 1
-
-    @classmethod
-    def of_document(
-        cls,
-        adapter_id: str,
-        tenant_id: str,
-        document_id: str,
-        title: str,
-        text: str,
-        centroids: Vectors,
-        collection_id: str | None = None,
-        state: State = State.READY,
-        spans: Sequence[Span] = (),
-        part: int = 0,
-        parts: int = 1,
-        contexts: Sequence[str] = (),
-    ) -> AdapterEntry:
-        """An entry with the words of a document's title and of its text, or of those `spans` of the text alone.
-
-        The heading is the document's in any case, as all its parts are about what it names. `contexts` are names that
-        belong to the spans though they stand before them.
-        """
-        covered = "\n".join([*contexts, *(text[start:end] for start, end in spans)]) if spans else text
-        return cls(
-            adapter_id=adapter_id,
-            tenant_id=tenant_id,
-            document_id=document_id,
-            title=title,
-            centroids=centroids,
-            words=words(f"{title}\n{covered}"),
-            heading_words=words(heading(title, text)),
-            part_words=words(f"{part_title(title)}\n{covered}") if parts > 1 else frozenset(),
-            collection_id=collection_id,
-            state=state,
-            part=part,
-            parts=parts,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """What a search may see; None: everything of the tenant."""
-
-    collection_id: str | None = None
-    adapter_ids: Collection[str] | None = None
-    document_id: str | None = None
-
-    def allows(self, entry: AdapterEntry) -> bool:
-        """Whether an entry is within the scope."""
-        if self.collection_id is not None and entry.collection_id != self.collection_id:
-            return False
-        if self.document_id is not None and entry.document_id != self.document_id:
-            return False
-        return self.adapter_ids is None or entry.adapter_id in self.adapter_ids
-
-    @property
-    def everything(self) -> bool:
-        """Whether no entry can be outside."""
-        return self.collection_id is None and self.adapter_ids is None and self.document_id is None
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A search result. `score` in -1..1 says how well the query fits, and `rank` orders the results."""
-
-    entry: AdapterEntry
-    score: float
-    similarity: float
-    word_share: float
-    rank: float
+FLAT_ROWS = 8192
+"""Rows that are compared one by one in a search, about a millisecond for 384 dimensions on one core."""
+_TAIL_ROWS = 512
+"""So few rows are always one segment."""
+_GROWTH = 4
+"""A segment is merged with the one before it unless that is more than so many times as large."""
+_DEAD_SHARE = 0.25
+"""A large segment is written anew when more of its entries than this are gone."""
+_BASE_BYTES = 4096
+"""An empty index."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Snapshot:
-    """Never changed after it was built, so a search needs no lock. `documents` is how many there are, and
-    `document_frequency` how many of them hold a word, in whichever part."""
+    """Never changed after it was built, so a search needs no lock. `seq` is the change that it is as new as."""
 
-    entries: tuple[AdapterEntry, ...]
-    owners: npt.NDArray[np.int64]
-    rows: faiss.IndexFlatIP
-    documents: int
-    document_frequency: Counter[str]
+    views: tuple[View, ...] = ()
+    seq: int = -1
 
 
 class TenantIndex:
     """Searches run at any time on the snapshot that they find; changes build the next snapshot and swap it in."""
 
-    def __init__(self, tenant_id: str, dimension: int) -> None:
+    def __init__(self, tenant_id: str, dimension: int, folder: Path | None = None, encoder: str = "") -> None:
+        """Without a `folder` everything stays in memory. `encoder` names encoder and version of the centroids."""
         self.tenant_id = tenant_id
         self.dimension = dimension
+        self._folder = SegmentFolder(folder, tenant_id, encoder, dimension) if folder is not None else None
         self._change = threading.Lock()
-        self._snapshot = _build((), Counter(), dimension)
+        self._compaction = threading.Lock()
+        self._snapshot = _Snapshot()
+        self._compacting: frozenset[int] = frozenset()
+        """Segments, by `id`, that `compact` is merging; changes leave them alone."""
 
     def __len__(self) -> int:
         """The number of adapters."""
-        return len(self._snapshot.entries)
+        return sum(view.entries for view in self._snapshot.views)
 
     def __contains__(self, adapter_id: str) -> bool:
-        return any(entry.adapter_id == adapter_id for entry in self._snapshot.entries)
+        return self.get(adapter_id) is not None
 
-    def get(self, adapter_id: str) -> AdapterEntry | None:
+    @property
+    def seq(self) -> int:
+        """The change that the index is as new as; -1 before the first."""
+        return self._snapshot.seq
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, without what is mapped from files and can be read again."""
+        return _BASE_BYTES + sum(view.nbytes for view in self._snapshot.views)
+
+    @property
+    def wants_compaction(self) -> bool:
+        """Whether `compact` has something to do: searches slow down until it has."""
+        return _to_compact(self._snapshot.views) < len(self._snapshot.views)
+
+    def check_files(self) -> None:
+        """Raise IndexDamaged where a mapped file was changed from outside."""
+        for view in self._snapshot.views:
+            if view.files is not None:
+                view.files.check()
+
+    def get(self, adapter_id: str) -> IndexedAdapter | None:
         """The entry of an adapter."""
-        return next((entry for entry in self._snapshot.entries if entry.adapter_id == adapter_id), None)
+        for view in self._snapshot.views:
+            at = view.adapter(adapter_id)
+            if at is not None:
+                return view.segment.entry(at)
+        return None
 
-    def parts(self, document_id: str) -> list[AdapterEntry]:
+    def parts(self, document_id: str) -> list[IndexedAdapter]:
         """A document's entries, in the order of its parts."""
-        found = (entry for entry in self._snapshot.entries if entry.document_id == document_id)
-        return sorted(found, key=lambda entry: entry.part)
+        for view in self._snapshot.views:
+            first, end = view.document_range(document_id)
+            if first < end:
+                return [view.segment.entry(at) for at in range(first, end)]
+        return []
 
     def add(self, entry: AdapterEntry) -> None:
         """Put an adapter in, in place of the entry that it had. Raises ValueError, see `update`."""
@@ -190,33 +135,41 @@ class TenantIndex:
         add: Sequence[AdapterEntry] = (),
         remove: Iterable[str] = (),
         documents: Iterable[str] = (),
+        seq: int | None = None,
     ) -> None:
         """Take out the adapters `remove` and all of the `documents`, then put others in: one change, which no search
-        sees a part of.
+        sees a part of. `seq` is the number of the change, where changes have numbers.
 
-        Raises ValueError, and changes nothing, for an entry of another tenant and for centroids that are missing, not
-        finite or of another dimension.
+        Raises ValueError, and changes nothing, for an entry of another tenant, for centroids that are missing, not
+        finite or of another dimension, and for parts of one document in several collections.
         """
         for entry in add:
             self._check(entry)
+        new = {entry.adapter_id: entry for entry in add}
+        gone, dropped = list(new.keys() | set(remove)), set(documents)
         with self._change:
             before = self._snapshot
-            new = {entry.adapter_id: entry for entry in add}
-            gone = new.keys() | set(remove)
-            dropped = set(documents)
-            kept = [e for e in before.entries if e.adapter_id not in gone and e.document_id not in dropped]
-            kept_ids = {entry.adapter_id for entry in kept}
-            left = [entry for entry in before.entries if entry.adapter_id not in kept_ids]
-            # Counted on from before: counting all documents' words anew would take most of a change's time.
-            touched = {entry.document_id for entry in chain(left, new.values())}
-            frequency = before.document_frequency.copy()
-            for held in _words_by_document(before.entries, touched):
-                frequency.subtract(held)
-            for held in _words_by_document(chain(kept, new.values()), touched):
-                frequency.update(held)
-            if left:
-                frequency = +frequency  # without words that no document holds any more
-            self._snapshot = _build((*kept, *new.values()), frequency, self.dimension)
+            # A document is always in one segment, so what is left of a document that changes moves with it.
+            touched = dropped | {entry.document_id for entry in new.values()}
+            for view in before.views:
+                touched.update(view.documents_of(gone))
+            views, kept = [], []
+            for view in before.views:
+                numbers = view.document_numbers(touched)
+                if not len(numbers):
+                    views.append(view)
+                    continue
+                left = view.without(numbers)
+                if left.entries:
+                    views.append(left)
+                survivors = view.survivors(numbers, gone, dropped)
+                if len(survivors):
+                    kept.append(view.segment.columns.take(survivors))
+            if new:
+                kept.append(Columns.of(list(new.values()), self.dimension))
+            if kept:
+                views.append(View.of(Segment.of(Columns.joined(kept), self.tenant_id)))
+            self._snapshot = _Snapshot(self._merged(views), before.seq if seq is None else seq)
 
     def search(
         self, vector: Vectors, query_words: Collection[str], scope: Scope | None = None, limit: int = 5
@@ -225,56 +178,131 @@ class TenantIndex:
         part that fits best among its parts. The score is the document's, that of its best adapter.
 
         `vector` is float32 [dimension], L2-normalised. What lies outside the scope is filtered before the search and
-        has no influence on results or scores. Raises ValueError for a vector that is not finite or of another shape.
+        has no influence on results or scores. Raises ValueError for a vector that is not finite or of another shape,
+        and IndexDamaged where a mapped file was changed from outside.
         """
-        found = self._results(vector, query_words, scope or Scope())
-        results: dict[str, Scored] = {}
-        for result in found:
-            results.setdefault(result.entry.document_id, result)  # they come best first
-            if len(results) == limit:
-                break
-        parts: dict[str, list[Scored]] = {document_id: [] for document_id in results}
-        for result in found:
-            if result.entry.parts > 1 and result.entry.document_id in parts:
-                parts[result.entry.document_id].append(result)
-        return [
-            replace(result, entry=_by_part(parts[document_id], query_words)[0].entry) if parts[document_id] else result
-            for document_id, result in results.items()
-        ]
+        search = self._search(vector, query_words, scope or Scope())
+        return [replace(result, entry=search.answering_part(result)) for result in search.best(limit)]
 
     def search_parts(
         self, document_id: str, vector: Vectors, query_words: Collection[str], limit: int = 5
     ) -> list[Scored]:
         """The best `limit` parts of one document, best first, scored as if there were no other and ranked among
-        themselves; empty where the document is not here. Raises ValueError as `search` does.
+        themselves; empty where the document is not here. Raises as `search` does.
         """
-        return _by_part(self._results(vector, query_words, Scope(document_id=document_id)), query_words)[:limit]
+        return self._search(vector, query_words, Scope(document_id=document_id)).parts(document_id)[:limit]
 
-    def _results(self, vector: Vectors, query_words: Collection[str], scope: Scope) -> list[Scored]:
-        """Adapters within the scope, best first; of more than MAX_RESCORED those that are nearest by vector."""
+    def load(self, batches: Iterable[Sequence[AdapterEntry]], seq: int) -> None:
+        """Put in many entries at once, in place of all there are, as of change `seq`; each batch is dropped before
+        the next one is asked for, and a document must be within one batch. Raises ValueError as `update` does.
+        """
+        views: tuple[View, ...] = ()
+        for batch in batches:
+            for entry in batch:
+                self._check(entry)
+            if batch:
+                made = Segment.of(Columns.of(batch, self.dimension), self.tenant_id)
+                views = self._merged([*views, View.of(made)])
+        with self._change:
+            self._snapshot = _Snapshot(views, seq)
+
+    def open(self) -> bool:
+        """Take the state that is on disk; False where there is none. Raises IndexDamaged."""
+        state = self._folder.read() if self._folder is not None else None
+        if state is None:
+            return False
+        seq, stored = state
+        with self._change:
+            self._snapshot = _Snapshot(tuple(View.of_stored(one) for one in stored if one.alive.any()), seq)
+        return True
+
+    def remove_files(self) -> None:
+        """Delete what is on disk. Whoever has it mapped keeps it until he lets go."""
+        if self._folder is not None:
+            self._folder.remove()
+
+    def compact(self) -> None:
+        """Merge what has grown past `FLAT_ROWS` rows. Searches and changes go on meanwhile. Raises OSError."""
+        with self._compaction:
+            with self._change:
+                before = self._snapshot
+                merged = before.views[_to_compact(before.views) :]
+                self._compacting = frozenset(id(view.segment) for view in merged)
+            if not merged:
+                return
+            try:
+                made, places = self._written(merged)
+            except BaseException:
+                self._compacting = frozenset()
+                raise
+            with self._change:
+                self._compacting = frozenset()
+                now = self._snapshot
+                still = {id(view.segment): view for view in now.views}
+                # What went away meanwhile must be gone in the merged segment too.
+                for view, place in zip(merged, places, strict=True):
+                    later = still.get(id(view.segment))
+                    lost = view.alive_mask() if later is None else view.alive_mask() & ~later.alive_mask()
+                    made = made.without(np.unique(made.segment.document_of[place[lost]]))
+                known = {id(view.segment) for view in before.views}
+                larger = [still[i] for view in before.views[: -len(merged)] if (i := id(view.segment)) in still]
+                newer = [view for view in now.views if id(view.segment) not in known]
+                views = (*larger, *([made] if made.entries else []), *newer)
+                self._snapshot = replace(now, views=views)
+                if self._folder is not None and before.seq >= 0:
+                    # Whoever opens this reads the changes since `before` again, which does no harm.
+                    self._folder.commit(before.seq, [(view.name, view.alive_mask()) for view in views if view.name])
+
+    def _written(self, views: Sequence[View]) -> tuple[View, list[Positions]]:
+        """One segment of several, and where in it each of their entries stands (-1 for what had gone)."""
+        alive = [np.flatnonzero(view.alive_mask()) for view in views]
+        rows = sum(view.rows for view in views)
+        with ExitStack() as stack:
+            staging = stack.enter_context(self._folder.staged()) if self._folder is not None else None
+            columns = Columns.joined([_alive_columns(view) for view in views])
+            vectors = vectors_file(staging, rows, self.dimension) if staging is not None else None
+            segment, order = Segment.ordered(columns, self.tenant_id, vectors)
+            del columns
+            if rows > FLAT_ROWS:
+                segment = replace(segment, neighbours=Neighbours.build(segment.columns.vectors))
+            made = View.of(segment)
+            if self._folder is not None and staging is not None:
+                made = View.of_stored(self._folder.write(staging, segment))
+        position = np.empty(len(order), np.int64)
+        position[order] = np.arange(len(order))
+        places, start = [], 0
+        for view, positions in zip(views, alive, strict=True):
+            place = np.full(len(view.segment), -1, np.int64)
+            place[positions] = position[start : start + len(positions)]
+            places.append(place)
+            start += len(positions)
+        return made, places
+
+    def _merged(self, views: Sequence[View]) -> tuple[View, ...]:
+        """The same with small segments at the end merged, so that there are few."""
+        merged = list(views)
+        for i, view in enumerate(merged):
+            if self._is_small(view) and view.entries < (1 - _DEAD_SHARE) * len(view.segment):
+                merged[i] = self._joined([view])
+        while len(merged) > 1 and all(map(self._is_small, merged[-2:])):
+            large, small = merged[-2].rows, merged[-1].rows
+            if large + small > _TAIL_ROWS and (large > _GROWTH * small or large + small > FLAT_ROWS):
+                break
+            merged[-2:] = [self._joined(merged[-2:])]
+        return tuple(merged)
+
+    def _is_small(self, view: View) -> bool:
+        return view.segment.neighbours is None and id(view.segment) not in self._compacting
+
+    def _joined(self, views: Sequence[View]) -> View:
+        columns = Columns.joined([_alive_columns(view) for view in views])
+        return View.of(Segment.of(columns, self.tenant_id))
+
+    def _search(self, vector: Vectors, query_words: Collection[str], scope: Scope) -> Search:
         vector = np.ascontiguousarray(vector, dtype=np.float32)
         if vector.shape != (self.dimension,) or not np.isfinite(vector).all():
             raise ValueError(f"a query vector must be {self.dimension} finite numbers")
-        snapshot = self._snapshot
-        if scope.everything:
-            visible = np.ones(len(snapshot.entries), dtype=bool)
-        else:
-            visible = np.fromiter(map(scope.allows, snapshot.entries), dtype=bool, count=len(snapshot.entries))
-        if not visible.any():
-            return []
-        nearest = [(snapshot.entries[i], value) for i, value in _nearest(snapshot, vector, visible).items()]
-        if visible.all():
-            weights = WordWeights(query_words, snapshot.document_frequency, snapshot.documents)
-        else:
-            relevant = frozenset(query_words).union(*(entry.heading_words for entry, _ in nearest))
-            seen: dict[str, set[str]] = {}
-            for i in np.flatnonzero(visible):
-                entry = snapshot.entries[i]
-                seen.setdefault(entry.document_id, set()).update(entry.words & relevant)
-            weights = WordWeights(query_words, Counter(chain.from_iterable(seen.values())), len(seen))
-        results = [_score(entry, similarity, weights) for entry, similarity in nearest]
-        results.sort(key=lambda result: (-result.rank, result.entry.part, result.entry.adapter_id))
-        return results
+        return Search(self._snapshot.views, vector, query_words, scope)
 
     def _check(self, entry: AdapterEntry) -> None:
         if entry.tenant_id != self.tenant_id:
@@ -286,58 +314,23 @@ class TenantIndex:
             raise ValueError(f"{entry.adapter_id}: centroids are not finite")
 
 
-def _build(entries: tuple[AdapterEntry, ...], frequency: Counter[str], dimension: int) -> _Snapshot:
-    rows = faiss.IndexFlatIP(dimension)
-    if entries:
-        rows.add(np.concatenate([entry.centroids for entry in entries]).astype(np.float32, copy=False))
-    owners = np.repeat(np.arange(len(entries)), [len(entry.centroids) for entry in entries])
-    documents = len({entry.document_id for entry in entries})
-    return _Snapshot(entries, owners, rows, documents, frequency)
+def _alive_columns(view: View) -> Columns:
+    columns = view.segment.columns
+    return columns if view.alive is None else columns.take(np.flatnonzero(view.alive))
 
 
-def _words_by_document(entries: Iterable[AdapterEntry], documents: Collection[str]) -> Iterable[frozenset[str]]:
-    """The words of each of these documents, over all its parts."""
-    held: dict[str, frozenset[str]] = {}
-    for entry in entries:
-        if entry.document_id in documents:
-            held[entry.document_id] = held.get(entry.document_id, frozenset()) | entry.words
-    return held.values()
-
-
-def _nearest(snapshot: _Snapshot, vector: Vectors, visible: npt.NDArray[np.bool_]) -> dict[int, float]:
-    """Position of an entry -> cosine of its nearest centroid, for at least the MAX_RESCORED nearest entries."""
-    allowed = visible[snapshot.owners]
-    # Each entry takes up at most as many results as it has rows, so this many rows cover enough entries.
-    most = int(np.bincount(snapshot.owners).max())
-    count = min(int(allowed.sum()), MAX_RESCORED * most)
-    parameters = None
-    if not allowed.all():
-        # The bitmap must outlive the search: the selector holds a bare pointer to it.
-        bitmap = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bitmap))
-        parameters = faiss.SearchParameters()
-        parameters.sel = selector
-    similarities, rows = snapshot.rows.search(vector[None], count, params=parameters)
-    best: dict[int, float] = {}
-    for similarity, row in zip(similarities[0].tolist(), rows[0].tolist(), strict=True):
-        if row >= 0:
-            best.setdefault(int(snapshot.owners[row]), similarity)  # rows come best first
-    return best
-
-
-def _score(entry: AdapterEntry, similarity: float, weights: WordWeights) -> Scored:
-    word_share = weights.share(entry.words)
-    score = relevance(similarity, word_share)
-    return Scored(entry, score, similarity, word_share, rank(score, weights.unsaid(entry.heading_words)))
-
-
-def _by_part(results: Sequence[Scored], query_words: Collection[str]) -> list[Scored]:
-    """The parts of one document, best first, ranked by what tells them apart."""
-    if len(results) < 2:
-        return list(results)
-    weights = PartWeights(query_words, [result.entry.part_words for result in results])
-    ranked = [
-        replace(result, rank=relevance(result.similarity, weights.share(result.entry.part_words)))
-        for result in results
-    ]
-    return sorted(ranked, key=lambda result: (-result.rank, result.entry.part, result.entry.adapter_id))
+def _to_compact(views: Sequence[View]) -> int:
+    """The first of the views at the end that are to be merged; their number where none are."""
+    first, rows = len(views), 0
+    while first and views[first - 1].segment.neighbours is None:
+        first -= 1
+        rows += views[first].rows
+    if rows <= FLAT_ROWS:
+        first, rows = len(views), 0
+    while first and rows and views[first - 1].rows <= _GROWTH * rows:
+        first -= 1
+        rows += views[first].rows
+    for i, view in enumerate(views[:first]):
+        if view.segment.neighbours is not None and view.entries < (1 - _DEAD_SHARE) * len(view.segment):
+            return i
+    return first

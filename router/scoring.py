@@ -1,76 +1,47 @@
-"""How well a question and a text fit, by the words that they share.
+"""How well a question and a text fit, by the cosine of vectors and by the words that they share.
 
 Each word counts by the logarithm of its rarity among the documents searched.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Collection, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 WORD_WEIGHT = 0.4
 HEADING_WEIGHT = 0.3
+Numbers = npt.NDArray[np.float64]
+Number = TypeVar("Number", float, Numbers)
 
 
-class WordWeights:
-    """How much each word of one query tells, over `documents` of which `frequency[word]` hold a word."""
+def word_weights(frequency: npt.NDArray[np.int64], documents: int) -> Numbers:
+    """How much each word tells, above 0: `frequency[i]` of the `documents` hold it.
 
-    def __init__(self, query_words: Collection[str], frequency: Counter[str], documents: int) -> None:
-        self._frequency = frequency
-        self._documents = documents
-        self._known: dict[str, float] = {}
-        self.query = {word: self.weight(word) for word in query_words}
-        self.total = sum(self.query.values())
-
-    def weight(self, word: str) -> float:
-        """The word's weight, above 0."""
-        # A word that no document holds weighs most: a name in the query that is unknown here speaks against all.
-        weight = self._known.get(word)
-        if weight is None:
-            weight = self._known[word] = math.log1p(self._documents / (self._frequency.get(word) or 0.5))
-        return weight
-
-    def share(self, words: Collection[str]) -> float:
-        """The share, 0..1, of the query's words that a text with these words holds, by weight."""
-        if not self.total:
-            return 0.0
-        return sum(weight for word, weight in self.query.items() if word in words) / self.total
-
-    def unsaid(self, heading_words: Collection[str]) -> float:
-        """The share, 0..1, of a heading that the query leaves unsaid; words of most headings do not count."""
-        unsaid, named = 0.0, 0.0
-        for word in heading_words:
-            if self._tells_apart(word):
-                weight = self.weight(word)
-                named += weight
-                unsaid += 0.0 if word in self.query else weight
-        return unsaid / named if named else 0.0
-
-    def _tells_apart(self, word: str) -> bool:
-        return self._documents < 3 or 2 * self._frequency.get(word, 0) <= self._documents
+    A word that no document holds weighs most: a name in the query that is unknown here speaks against all.
+    """
+    return np.log1p(documents / np.where(frequency > 0, frequency, 0.5))
 
 
-class PartWeights:
-    """How much each word of one query tells between the parts of one document: nothing where all or none hold it."""
-
-    def __init__(self, query_words: Collection[str], parts: Sequence[Collection[str]]) -> None:
-        held = {word: sum(word in part for part in parts) for word in query_words}
-        self._query = {word: math.log(len(parts) / count) for word, count in held.items() if count}
-        self._total = sum(self._query.values())
-
-    def share(self, words: Collection[str]) -> float:
-        """The share, 0..1, of what the query's words tell that a part with these words holds."""
-        if not self._total:
-            return 0.0
-        return sum(weight for word, weight in self._query.items() if word in words) / self._total
+def tells_apart(frequency: npt.NDArray[np.int64], documents: int) -> npt.NDArray[np.bool_]:
+    """Which words of headings count: words of most headings do not."""
+    return (2 * frequency <= documents) | (documents < 3)
 
 
-def relevance(similarity: float, word_share: float) -> float:
+def part_weights(frequency: npt.NDArray[np.int64], parts: int) -> Numbers:
+    """How much each word tells between the parts of one document: nothing where all or none hold it."""
+    return np.where(frequency > 0, np.log(parts / np.maximum(frequency, 1)), 0.0)
+
+
+def relevance(similarity: Number, word_share: Number) -> Number:
     """The score, in -1..1, of a cosine and a share of words."""
     return (1 - WORD_WEIGHT) * similarity + WORD_WEIGHT * word_share
 
 
-def rank(score: float, unsaid: float) -> float:
-    """The score less what the heading says and the query does not; results are ordered by it."""
+def rank(score: Number, unsaid: Number) -> Number:
+    """The score less what the heading says and the query does not; results are ordered by it.
+
+    `unsaid` is the share of the heading, 0..1.
+    """
     return score - WORD_WEIGHT * HEADING_WEIGHT * unsaid

@@ -212,19 +212,35 @@ class EngineConfig(Section):
 
 
 class RouterConfig(Section):
-    """Routing: which encoder, and the score (see `router.index`) under which the base answers.
+    """Routing: which encoder, and when the base answers in place of an adapter.
 
+    `confidence`: the calibrated probability of being right that an adapter needs. `threshold`: the score (see
+    `router.index`) that it needs where nothing is calibrated, as with an encoder of one's own and few documents.
+    `min_margin`: a lead in rank below it is a tie, and the base answers. `switch_margin`: how far another document must
+    lead, in rank, for a conversation to leave the one that answered last. `calibrate_every_s`: how often, in seconds,
+    the router looks whether tenants' documents or feedback call for a new calibration; 0: never, so that all have
+    the one that is shipped.
+
+    `centroids_per_adapter` are made of its text, up to `question_centroids` more of questions on it.
     `use_degraded` lets adapters that failed the quality gate answer; without it the base answers in their place.
     `max_composed`: how many adapters may answer one request together. `cached_texts`: vectors of questions that the
-    router keeps.
+    router keeps. `index_memory_mb`: of all tenants' indexes together, about; those that were not asked for longest are
+    read again when they are. `recorded_decisions`: of each tenant, with the questions, for feedback; 0: none.
     """
 
     encoder: str = "minilm"
     threshold: float = Field(0.4, ge=-1, le=1)
+    confidence: float = Field(0.5, gt=0, lt=1)
+    min_margin: float = Field(0.0, ge=0, le=1)
+    switch_margin: float = Field(0.03, ge=0, le=1)
+    calibrate_every_s: float = Field(20, ge=0)
     use_degraded: bool = False
     centroids_per_adapter: int = Field(4, ge=1)
+    question_centroids: int = Field(0, ge=0, le=16)
     max_composed: int = Field(4, ge=1, le=64)
     cached_texts: int = Field(10_000, ge=1)
+    index_memory_mb: int = Field(1024, ge=1)
+    recorded_decisions: int = Field(2000, ge=0, le=100_000)
     num_replicas: int = Field(1, ge=1)
 
 

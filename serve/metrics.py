@@ -20,6 +20,7 @@ disable_created_metrics()
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
+_SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _GATE_SCORES = (-1.0, -0.5, -0.25, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)
 _SCORES = (0.0, 0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -90,6 +91,61 @@ class IngressMetrics:
             "imprint_route_score",
             "Best candidate's score of routed requests that had candidates.",
             buckets=_SCORES,
+            registry=self.registry,
+        )
+        self.confidence = Histogram(
+            "imprint_route_confidence",
+            "Calibrated probability of the best candidate of routed requests.",
+            buckets=_SHARES,
+            registry=self.registry,
+        )
+        self.decisions_dropped = Counter(
+            "imprint_route_decisions_dropped_total",
+            "Routing decisions that could not be recorded for feedback.",
+            registry=self.registry,
+        )
+        self.feedback = Counter(
+            "imprint_feedback_total", "Feedback accepted, by what it says.", ("kind",), registry=self.registry
+        )
+
+    def text(self) -> str:
+        """These metrics as Prometheus text."""
+        return generate_latest(self.registry).decode()
+
+
+class RouterMetrics:
+    """Metrics of one router replica."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calibrations = Counter(
+            "imprint_router_calibrations_total",
+            "Calibrations of tenants, by outcome: fitted (live), no_better, shadow, promoted, rejected, failed.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.calibration_ece = Histogram(
+            "imprint_router_calibration_ece",
+            "Expected calibration error of fits to tenants, in cross-validation.",
+            buckets=(0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3),
+            registry=self.registry,
+        )
+        self.calibration_auroc = Histogram(
+            "imprint_router_calibration_auroc",
+            "Area under the ROC curve of fits to tenants, in cross-validation.",
+            buckets=(0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0),
+            registry=self.registry,
+        )
+        self.feedback_log_loss = Gauge(
+            "imprint_router_feedback_log_loss",
+            "Log loss, in nats, on feedback that a shadow had not seen, of the last comparison: shadow and live.",
+            ("stage",),
+            registry=self.registry,
+        )
+        self.calibration_seconds = Histogram(
+            "imprint_router_calibration_duration_seconds",
+            "Time of one tenant's fit, off the request path.",
+            buckets=_SECONDS,
             registry=self.registry,
         )
 

@@ -18,10 +18,12 @@ from serve.api import (
     documents,
     embeddings,
     errors,
+    feedback,
     jobs,
     keys,
     models,
     operations,
+    policy,
     responses,
     route,
     slots,
@@ -43,8 +45,8 @@ def create_app(services: Services) -> FastAPI:
     errors.install(app)
     # versions before documents, whose IDs may hold slashes and would take in "/versions".
     for module in (
-        versions, documents, jobs, adapters, chat, completions, responses, embeddings, models, route, keys, slots,
-        operations,
+        versions, documents, jobs, adapters, chat, completions, responses, embeddings, models, route, policy, feedback,
+        keys, slots, operations,
     ):  # fmt: skip
         app.include_router(module.router)
     app.add_middleware(Observe, metrics=services.metrics)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from router.policy import visible_headers
 from serve.api import generation
 from serve.api.auth import TenantDep
 from serve.api.bodies import read_json, validate
@@ -36,5 +37,7 @@ async def create_chat_completion(request: Request, services: ServicesDep, tenant
         collection=chat.collection,
         adapters=chat.adapters,
         compose=chat.compose,
+        explained=bool(chat.explain),
+        headers=visible_headers(request.headers.items()),
     )
     return await generation.respond(request, services, tenant, "chat", body, choice)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from router.policy import visible_headers
 from serve.api import generation
 from serve.api.auth import TenantDep
 from serve.api.bodies import read_json, validate
@@ -33,6 +34,8 @@ async def create_completion(request: Request, services: ServicesDep, tenant: Ten
         collection=completion.collection,
         adapters=completion.adapters,
         compose=completion.compose,
+        explained=bool(completion.explain),
+        headers=visible_headers(request.headers.items()),
     )
     return await generation.respond(request, services, tenant, "completion", body, choice)
 

@@ -15,8 +15,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.types import Receive, Scope, Send
 
+from router.policy.facts import visible_headers
 from serve.api.errors import ErrorResponse, error_docs
 from serve.api.events import error_event, mark_first_event, mark_responses
+from serve.api.explain import Explanation
 from serve.api.places import hold_place, timed_out, within
 from serve.api.requests import SERVER_FIELDS
 from serve.api.selection import Selection
@@ -48,11 +50,13 @@ class ImprintField(BaseModel):
     reason: str
     score: float | None
     margin: float | None = None
+    confidence: float | None = None
     threshold: float | None = None
     part: int | None = None
     parts: int | None = None
     degraded: bool = False
     adapters: list[ComposedAdapter] | None = None
+    explain: Explanation | None = None
 
 
 class GenerationObject(BaseModel):
@@ -76,6 +80,7 @@ _HEADER_DOCS = {
     "x-imprint-part": "Which part of its document the adapter covers, from 0; only where there are several.",
     "x-imprint-reason": "Why this adapter, or none.",
     "x-imprint-score": "The best candidate's score.",
+    "x-imprint-confidence": "The calibrated probability that the best candidate's adapter answers correctly.",
     "x-request-id": "The server's ID of this request.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -122,6 +127,10 @@ async def respond(
             answer: dict[str, Any] = {} if head["stream"] else await anext(items)
         if head.get("unavailable"):
             choice = choice.by_base()
+        if head["status"] < 400:
+            headers_seen = visible_headers(request.headers.items())
+            details = {**choice.details, "adapter_id": choice.adapter_id, "reason": choice.reason}
+            services.recorder.note(context.request_id, tenant.id, choice.model, choice.text, headers_seen, details)
         marks: dict[str, Any] = {"imprint": choice.summary()}
         if body.get("service_tier") or endpoint == "responses":
             marks["service_tier"] = tier.name

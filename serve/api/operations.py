@@ -56,7 +56,9 @@ async def readyz(services: ServicesDep) -> Response:
 async def get_metrics(services: ServicesDep, _: AdminDep) -> Response:
     """Imprint's and vLLM's metrics. Needs an admin key."""
     pages = await asyncio.gather(
-        _page("engine", services.engine.metrics()), _page("generator", services.generator.metrics())
+        _page("engine", services.engine.metrics()),
+        _page("router", services.router.metrics()),
+        _page("generator", services.generator.metrics()),
     )
     return Response(metrics.merge_texts(services.metrics.text(), *pages), media_type=metrics.CONTENT_TYPE)
 

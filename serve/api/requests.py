@@ -89,6 +89,15 @@ Compose = Annotated[
 ]
 
 
+Explain = Annotated[
+    StrictBool | None,
+    Field(
+        description="Say why: candidates with raw and calibrated scores, margins, thresholds, the policy's steps, "
+        "where the adapters are, and timings."
+    ),
+]
+
+
 def _no_token_ids(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
         raise ValueError("send text; token IDs of another tokenizer mean nothing to this encoder")
@@ -119,6 +128,7 @@ class Generating(BaseModel):
     )
     adapters: Adapters | None = None
     compose: Compose = 1
+    explain: Explain = None
     frequency_penalty: FiniteFloat | None = None
     logit_bias: dict[str, FiniteFloat] | None = None
     presence_penalty: FiniteFloat | None = None
@@ -303,6 +313,7 @@ class RouteQuery(BaseModel):
     collection: Collection | None = None
     adapters: Adapters | None = None
     compose: Compose = 1
+    explain: Explain = None
 
 
 class KeyPost(BaseModel):
@@ -316,7 +327,8 @@ class KeyPost(BaseModel):
     label: StrictStr = Field("", max_length=200)
 
 
-SERVER_FIELDS = frozenset({"collection", "adapters", "compose", "service_tier"})  # ours; never passed to vLLM
+# Ours; never passed to vLLM.
+SERVER_FIELDS = frozenset({"collection", "adapters", "compose", "explain", "service_tier"})
 
 
 def documented_body(model: type[BaseModel], multipart: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 
+from router.policy import visible_headers
 from serve.api import generation
 from serve.api.auth import TenantDep
 from serve.api.bodies import read_json, validate
@@ -59,6 +60,8 @@ async def create_response(request: Request, services: ServicesDep, tenant: Tenan
         collection=asked.collection,
         adapters=asked.adapters,
         compose=asked.compose,
+        explained=bool(asked.explain),
+        headers=visible_headers(request.headers.items()),
     )
     return await generation.respond(request, services, tenant, "responses", body, choice)
 

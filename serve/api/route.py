@@ -7,9 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.policy import visible_headers
 from serve.api.auth import TenantDep
 from serve.api.bodies import read_json, validate
 from serve.api.errors import ApiError, error_docs
+from serve.api.explain import Explanation
 from serve.api.requests import RouteQuery, documented_body
 from serve.api.selection import select
 from serve.api.services import ServicesDep
@@ -18,8 +20,9 @@ router = APIRouter(prefix="/v1/route", tags=["routing"])
 
 
 class RouteDecision(BaseModel):
-    """Who would answer. A score is 0.6 x cosine to the nearest centroid + 0.4 x share of the query's words found;
-    `margin` is the lead in rank over the next document. The adapter covers part `part` (from 0) of `parts` of its
+    """Who would answer. `score` is raw, `confidence` the calibrated probability that the adapter answers correctly,
+    null without a calibration; that, or else the score, must reach `threshold`. `margin` is the lead in rank over the
+    next document. The adapter covers part `part` (from 0) of `parts` of its
     document; `degraded` says that it failed the quality gate. `adapters` are all that would answer together, with their
     weights, the first being `adapter_id`. `candidates` are one for each document, or where `model`
     names a document, its parts."""
@@ -31,6 +34,7 @@ class RouteDecision(BaseModel):
     document_id: str | None
     reason: str
     score: float | None
+    confidence: float | None = None
     margin: float | None = None
     threshold: float | None = None
     part: int | None = None
@@ -39,6 +43,7 @@ class RouteDecision(BaseModel):
     adapters: list[dict[str, Any]] = Field(default_factory=list)
     candidates: list[dict[str, Any]] = Field(default_factory=list)
     timings: dict[str, float] = Field(default_factory=dict)
+    explain: Explanation | None = None
 
 
 @router.post(
@@ -59,6 +64,10 @@ async def route(request: Request, services: ServicesDep, tenant: TenantDep) -> R
         collection=query.collection,
         adapters=query.adapters,
         compose=query.compose,
+        explained=bool(query.explain),
+        headers=visible_headers(request.headers.items()),
     )
     details = {**choice.details, "adapter_id": choice.adapter_id, "document_id": choice.document_id}
-    return RouteDecision.model_validate({**details, "reason": choice.reason, "score": choice.score})
+    return RouteDecision.model_validate(
+        {**details, "reason": choice.reason, "score": choice.score, "explain": choice.explanation}
+    )

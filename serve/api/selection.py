@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from router.query import query_text, shorten
 from serve.api.composing import find_adapters
 from serve.api.documents import find_collection
 from serve.api.errors import ApiError
+from serve.api.explain import Explanation, explain
 from serve.api.requests import WeightedAdapter
 from serve.api.services import Services
 from serve.deployments.engine_context import Member, composition_id
@@ -17,6 +19,7 @@ from serve.registry.records import Adapter, Resolution, Tenant
 
 ROUTED = "imprint"
 BASE = "base"
+_SUMMARISED = ("margin", "confidence", "threshold")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Selection:
     reason: str
     score: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    model: str = ROUTED
+    text: str = ""
+    """What was compared with documents, or would have been."""
+    explanation: Explanation | None = None
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -49,8 +56,8 @@ class Selection:
 
     def by_base(self) -> Selection:
         """The same where the base answered, since the adapter could not be had."""
-        kept = {name: self.details[name] for name in ("margin", "threshold") if name in self.details}
-        return Selection(None, self.document_id, "adapter_unavailable", self.score, kept)
+        kept = {name: self.details[name] for name in _SUMMARISED if name in self.details}
+        return replace(self, adapter_id=None, reason="adapter_unavailable", details=kept)
 
     def headers(self) -> dict[str, str]:
         """The `x-imprint-*` response headers."""
@@ -64,6 +71,8 @@ class Selection:
             headers["x-imprint-document"] = ",".join(document or "" for document in documents)
         if self.score is not None:
             headers["x-imprint-score"] = f"{self.score:.4f}"
+        if self.details.get("confidence") is not None:
+            headers["x-imprint-confidence"] = f"{self.details['confidence']:.4f}"
         if self._of_several_parts:
             headers["x-imprint-part"] = str(self.details["part"])
         return headers
@@ -76,7 +85,7 @@ class Selection:
             "reason": self.reason,
             "score": self.score,
         }
-        for name in ("margin", "threshold"):
+        for name in _SUMMARISED:
             if name in self.details:
                 summary[name] = self.details[name]
         if self._of_several_parts:
@@ -87,6 +96,8 @@ class Selection:
             summary["adapters"] = [{name: one[name] for name in names} for one in self._composed]
         if self.details.get("degraded") or any(one.get("degraded") for one in self._composed):
             summary["degraded"] = True
+        if self.explanation is not None:
+            summary["explain"] = self.explanation.model_dump()
         return summary
 
     @property
@@ -110,8 +121,10 @@ async def select(
     collection: str | None = None,
     adapters: Sequence[WeightedAdapter] | None = None,
     compose: int = 1,
+    explained: bool = False,
+    headers: Mapping[str, str] | None = None,
 ) -> Selection:
-    """Decide who answers.
+    """Decide who answers; where it is `explained`, with all that led to it. `headers` are those that policies see.
 
     Raises ApiError: 404 for an unknown model, collection or adapter, 409 for one that is not ready, 400 for fields that
     do not go together and for too many adapters.
@@ -124,13 +137,15 @@ async def select(
         selection = await _named(services, tenant, adapters, messages, prompt, started)
     elif model == ROUTED:
         collection_id = None if collection is None else await find_collection(services, tenant.id, collection)
-        selection = await _route(services, tenant, messages, prompt, collection_id, compose=compose)
+        selection = await _route(services, tenant, messages, prompt, collection_id, compose=compose, headers=headers)
     else:
         resolution = await services.read(services.registry.resolve_model, tenant.id, model)
-        selection = await _pinned(services, tenant, model, resolution, messages, prompt, compose, started)
+        selection = await _pinned(services, tenant, model, resolution, messages, prompt, compose, headers, started)
     answered_by = "composition" if selection.members else "adapter" if selection.adapter_id else "base"
     services.metrics.decisions.labels(selection.reason, answered_by).inc()
-    return selection
+    text = query_text(messages) if messages is not None else shorten(prompt or "")
+    explanation = await explain(services, selection.details) if explained else None
+    return replace(selection, model=model, text=text, explanation=explanation)
 
 
 def _check_fields(
@@ -175,13 +190,14 @@ async def _pinned(
     messages: list[dict[str, Any]] | None,
     prompt: str | None,
     compose: int,
+    headers: Mapping[str, str] | None,
     started: float,
 ) -> Selection:
     if resolution is None:
         raise ApiError(404, f"The model '{model}' does not exist.", param="model", code="model_not_found")
     target = resolution.target
     if target.startswith("col_"):
-        return await _route(services, tenant, messages, prompt, target, compose=compose)
+        return await _route(services, tenant, messages, prompt, target, model, compose=compose, headers=headers)
     if compose > 1:
         raise _not_composable()
     not_ready = ApiError(
@@ -209,8 +225,11 @@ async def _route(
     messages: list[dict[str, Any]] | None,
     prompt: str | None,
     collection_id: str | None,
+    model: str = ROUTED,
+    *,
     document_id: str | None = None,
     compose: int = 1,
+    headers: Mapping[str, str] | None = None,
 ) -> Selection:
     if messages is None and prompt is None:
         what = f"Model '{ROUTED}'" if document_id is None else f"Document {document_id}, which has several parts,"
@@ -218,17 +237,20 @@ async def _route(
     decision = await services.router.route(
         {
             "tenant_id": tenant.id,
-            "model": ROUTED,
+            "model": model,
             "messages": messages,
             "prompt": prompt,
             "collection": collection_id,
             "document_id": document_id,
             "compose": compose,
+            "headers": headers or {},
         }
     )
     score = decision.get("score")
     if score is not None:
         services.metrics.score.observe(score)
+    if decision.get("confidence") is not None:
+        services.metrics.confidence.observe(decision["confidence"])
     return Selection(decision["adapter_id"], decision.get("document_id"), str(decision["reason"]), score, decision)
 
 

@@ -11,6 +11,7 @@ import anyio.to_thread
 from fastapi import Depends, Request
 
 from serve.admission import Admission
+from serve.api.recording import DecisionRecorder
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
 from serve.metrics import IngressMetrics
@@ -51,6 +52,18 @@ class Router(Protocol):
 
     async def route(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Decide which adapter answers a request."""
+        ...
+
+    async def check_policy(self, tenant_id: str, text: str, limit: int) -> dict[str, Any]:
+        """What a policy would have changed about recent decisions, see `serve.deployments.router_policy.dry_run`."""
+        ...
+
+    async def suggestions(self, tenant_id: str, least: int, limit: int) -> dict[str, Any]:
+        """Subjects of questions that found no document, see `serve.deployments.router_suggestions`."""
+        ...
+
+    async def metrics(self) -> str:
+        """The router's metrics as Prometheus text."""
         ...
 
     async def embeddings(self, texts: list[str], dimensions: int | None) -> dict[str, Any]:
@@ -107,6 +120,7 @@ class Services:
     generator: Generator
     metrics: IngressMetrics
     queues: Queues
+    recorder: DecisionRecorder
 
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a blocking call, such as one of the registry's, in a thread."""

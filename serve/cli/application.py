@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from serve.cli import chat, checkpoint, diagnose, documents, evaluate, keys, server, train
+from serve.cli import chat, checkpoint, diagnose, documents, evaluate, keys, policy, route, server, train
 
 app = typer.Typer(
     name="imprint",
@@ -21,6 +21,8 @@ app.command("serve")(server.serve)
 app.add_typer(keys.app, name="key")
 app.add_typer(documents.app, name="document")
 app.command("chat")(chat.chat)
+app.command("route")(route.route)
+app.add_typer(policy.app, name="policy")
 app.add_typer(train.app, name="train")
 app.add_typer(checkpoint.app, name="checkpoint")
 app.command("eval")(evaluate.evaluate)

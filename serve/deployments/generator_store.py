@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hypernet.documents import DocumentText
 from hypernet.lora import LoraAdapter, validate_folder
 from hypernet.names import named_passages
+from hypernet.probes import make_probes
 from router.centroids import document_centroids
 from router.embed import Encoder
 from serve.blobs import BlobStore
@@ -23,6 +25,8 @@ from serve.registry import Registry
 from serve.registry.records import Adapter, ChangeEvent, LeasedJob, NewAdapter, NewCentroids
 
 Span = tuple[int, int]
+MAX_QUESTIONS = 16
+"""Questions embedded of one part, of which a few centroids are made."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,14 @@ class AdapterStore:
         """Vectors of the spans; `part`: each with the name that it is about, which may stand in another part."""
         text = item.version.text
         passages = named_passages(text, spans) if part else [text[start:end] for start, end in spans] or [text]
-        count = self._config.router.centroids_per_adapter
-        matrix = document_centroids(self._encoder, item.version.title, passages, count, part=part)
+        settings = self._config.router
+        title = item.version.title
+        questions: list[str] = []
+        if settings.question_centroids and item.version.mode == "document":
+            probes = make_probes(DocumentText(title, text), list(spans) or None, MAX_QUESTIONS)
+            questions = [probe.question for probe in probes]
+        matrix = document_centroids(
+            self._encoder, title, passages, settings.centroids_per_adapter, part=part,
+            questions=questions, question_k=settings.question_centroids,
+        )
         return NewCentroids(self._encoder.id, self._encoder.version, matrix)

@@ -6,7 +6,6 @@ A worker that dies leaves its jobs to whoever finds their leases run out.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 import uuid
@@ -24,13 +23,13 @@ from serve.deployments.generator_leases import HeldJobs, Stopping
 from serve.deployments.generator_refine import RefineJobs
 from serve.deployments.generator_store import AdapterStore
 from serve.metrics import GeneratorMetrics
+from serve.niceness import step_back
 from serve.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 ERROR_PAUSE_S = 2.0
 PURGE_EVERY_S = 60.0
-REFINE_NICENESS = 10  # beside a busy engine refinement gets about a tenth of a core
 PURGE_AFTER_S = 600.0  # requests that began before the deletion are over by then
 
 
@@ -72,7 +71,7 @@ class GeneratorWorker:
             self._refine = RefineJobs(
                 config.generator.refine, registry, distiller, fingerprints, adapter_gate, store, self._held, metrics
             )
-        self._background = ThreadPoolExecutor(1, "generator-refine", initializer=_step_back)
+        self._background = ThreadPoolExecutor(1, "generator-refine", initializer=step_back)
         self._purged_at = time.monotonic()
         self._threads = [
             threading.Thread(target=self._work, name="generator", daemon=True),
@@ -145,9 +144,3 @@ class GeneratorWorker:
         for adapter in self._registry.list_purgeable(time.time() - PURGE_AFTER_S):
             self._blobs.delete_folder(adapter.blob_path)
             self._registry.mark_purged(adapter.id)
-
-
-def _step_back() -> None:
-    """Lower this thread's priority for good: on Linux each thread has its own."""
-    thread = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, thread, max(REFINE_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

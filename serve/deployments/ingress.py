@@ -13,6 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serve.api.application import create_app
+from serve.api.recording import DecisionRecorder
 from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
@@ -94,6 +95,18 @@ class RouterHandle:
             response.cancel()
             raise
 
+    async def check_policy(self, tenant_id: str, text: str, limit: int) -> dict[str, Any]:
+        """What a policy would have changed about recent decisions."""
+        return await self._handle.check_policy.remote(tenant_id, text, limit)
+
+    async def suggestions(self, tenant_id: str, least: int, limit: int) -> dict[str, Any]:
+        """Subjects of questions that found no document."""
+        return await self._handle.suggestions.remote(tenant_id, least, limit)
+
+    async def metrics(self) -> str:
+        """The router's metrics as Prometheus text."""
+        return await self._handle.metrics.remote()
+
     async def health(self) -> None:
         """Raise when the router cannot serve."""
         await self._handle.health.remote()
@@ -128,14 +141,16 @@ class IngressDeployment:
         take_port_again()
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         metrics = IngressMetrics()
+        registry = Registry.open(config.registry.url)
         self._services = Services(
             config=config,
-            registry=Registry.open(config.registry.url),
+            registry=registry,
             engine=EngineHandle(engine),
             router=RouterHandle(router),
             generator=GeneratorHandle(generator),
             metrics=metrics,
             queues=Queues(config, metrics),
+            recorder=DecisionRecorder(registry, metrics, config.router.recorded_decisions),
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import anyio.to_thread
 import numpy as np
 
-from router.decide import MAX_LISTED, Chosen, Decision, Reason, RouterSettings, abstain, decide, decide_part, pin
+from router.calibrate import Calibration
+from router.decide import MAX_LISTED, Chosen, Decision, Reason, RouterSettings, abstain, decide_part, pin
 from router.embed import MiniLmEncoder
-from router.index import Scope, State, TenantIndex
+from router.index import Scope, Scored, State, TenantIndex
+from router.policy import RequestFacts
 from router.query import query_text, shorten
+from router.stickiness import Conversations
 from router.text import words
 from serve.config import ImprintConfig
+from serve.deployments.router_calibration import Calibrator, TenantCalibrations
 from serve.deployments.router_index import TenantIndexes
+from serve.deployments.router_policy import Deciding, TenantPolicies, dry_run
+from serve.deployments.router_suggestions import LOOKED_AT, suggest
+from serve.metrics import RouterMetrics
 from serve.registry import Registry
 
 BASE = "base"
 _EMBED_PIECE = 8
+_KEEPS_ITS_DOCUMENT = frozenset({Reason.BELOW_THRESHOLD, Reason.BELOW_REQUIRED, Reason.AMBIGUOUS})
+"""A conversation that the base answers for these reasons ("thanks!") goes on with its document afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,8 @@ class RouteRequest:
 
     `adapter_id` pins an adapter of the tenant, `document_id` a document, of which the best part answers;
     `adapter_ids` limits the search to some. With `compose` above 1 so many documents may answer together, fewer where
-    fewer are close enough or their adapters' ranks add up to more than the engine holds.
+    fewer are close enough or their adapters' ranks add up to more than the engine holds. `headers` are those that
+    policies may look at (`router.policy.visible_headers`).
     """
 
     tenant_id: str
@@ -42,6 +52,7 @@ class RouteRequest:
     document_id: str | None = None
     adapter_ids: Sequence[str] | None = None
     compose: int = 1
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -56,13 +67,37 @@ class RouterDeployment:
         """Load the encoder (a second or two) and open the registry. Raises RegistryNotMigrated."""
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         self._max_rank = config.engine.max_lora_rank
-        self._settings = RouterSettings(config.router.threshold, use_degraded=config.router.use_degraded)
+        asked = config.router
+        self._settings = RouterSettings(
+            asked.threshold, asked.min_margin, asked.use_degraded, asked.confidence, asked.switch_margin
+        )
         self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1, cache_size=config.router.cached_texts)
         self._registry = Registry.open(config.registry.url)
-        self._indexes = TenantIndexes(self._registry, self._encoder)
+        self._indexes = TenantIndexes(
+            self._registry, self._encoder, config.data_dir / "router-index", asked.index_memory_mb << 20
+        )
+        self._policies = TenantPolicies(self._registry)
+        self._conversations = Conversations()
+        self._metrics = RouterMetrics()
+        self._calibrations = TenantCalibrations(self._registry, self._encoder.id, self._encoder.version)
+        self._calibrator = Calibrator(
+            self._registry,
+            self._encoder,
+            self._indexes.current,
+            self._calibrations,
+            self._metrics,
+            asked.calibrate_every_s,
+        )
+        self._calibrator.start()
+
+    def __del__(self) -> None:
+        """Ray's way to end a replica. Where the constructor failed there is nothing to end."""
+        if "_calibrator" in self.__dict__:
+            self._calibrator.stop()
 
     async def route(self, request: RouteRequest | Mapping[str, Any]) -> dict[str, Any]:
-        """The decision as a dict: the fields of `router.decide.Decision`, `model`, and `timings` in seconds.
+        """The decision as a dict: the fields of `router.decide.Decision`, `model`, `timings` in seconds, and
+        `calibration`, what the confidence rests on (None: nothing).
 
         Takes every change into account that was committed before the call. Raises TypeError for unknown fields.
         """
@@ -89,6 +124,39 @@ class RouterDeployment:
             vectors[piece] = await anyio.to_thread.run_sync(partial(self._encoder.embed, chosen, cached=False))
         return {**answer, "vectors": vectors.tobytes()}
 
+    async def suggestions(self, tenant_id: str, least: int, limit: int) -> dict[str, Any]:
+        """Subjects of recent questions that found no document: see `serve.deployments.router_suggestions.suggest`."""
+
+        def work() -> dict[str, Any]:
+            decisions = self._registry.recent_decisions(tenant_id, LOOKED_AT)
+            return suggest(decisions, self._calibrator.embed, least, limit)
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def check_policy(self, tenant_id: str, text: str, limit: int) -> dict[str, Any]:
+        """What a policy would have changed about the tenant's newest `limit` decisions: see
+        `serve.deployments.router_policy.dry_run`. Raises InvalidPolicy."""
+
+        def work() -> dict[str, Any]:
+            index = self._indexes.current(tenant_id)
+            before = self._policies.current(tenant_id, self._indexes.seq(tenant_id))
+            after = self._policies.proposed(tenant_id, text)
+            deciding = Deciding(self._settings, calibration=self._calibrations.current(tenant_id))
+
+            def find(document_id: str) -> Scored | None:
+                # What was not found then has no score; a rule that uses it looks at none.
+                parts = index.parts(document_id)
+                return Scored(parts[0], 0.0, 0.0, 0.0, 0.0) if parts else None
+
+            decisions = self._registry.recent_decisions(tenant_id, limit) if limit else []
+            return dry_run(decisions, before, after, find, deciding)
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def metrics(self) -> str:
+        """Metrics of this replica as Prometheus text."""
+        return self._metrics.text()
+
     async def health(self) -> None:
         """Raise when routing cannot work: the registry does not answer or the encoder fails."""
         await anyio.to_thread.run_sync(self._registry.head, "")
@@ -103,7 +171,14 @@ class RouterDeployment:
         started = time.perf_counter()
         decision = self._decide(request, timings)
         timings["total_s"] = time.perf_counter() - started
-        return {**asdict(decision), "reason": str(decision.reason), "model": request.model, "timings": timings}
+        used = self._calibrations.current(request.tenant_id) if decision.confidence is not None else None
+        return {
+            **asdict(decision),
+            "reason": str(decision.reason),
+            "model": request.model,
+            "timings": timings,
+            "calibration": _described(used),
+        }
 
     def _decide(self, request: RouteRequest, timings: dict[str, float]) -> Decision:
         if request.model == BASE:
@@ -124,13 +199,42 @@ class RouterDeployment:
         vector = self._encoder.embed_one(text)
         embedded = time.perf_counter()
         timings["embed_s"] = embedded - synced
+        query = words(text)
         if request.document_id is not None:
-            decision = decide_part(index.search_parts(request.document_id, vector, words(text)), self._settings)
+            decision = decide_part(index.search_parts(request.document_id, vector, query), self._settings)
+            timings["search_s"] = time.perf_counter() - embedded
+            return decision
+        timings["search_s"] = 0.0
+
+        def search(limit: int, document_id: str | None = None) -> Sequence[Scored]:
+            begun = time.perf_counter()
+            scope = Scope(request.collection, request.adapter_ids, document_id)
+            results = index.search(vector, query, scope, limit=max(limit, request.compose + 1))
+            timings["search_s"] += time.perf_counter() - begun
+            return results
+
+        return self._choose(request, search, timings)
+
+    def _choose(
+        self, request: RouteRequest, search: Callable[..., Sequence[Scored]], timings: dict[str, float]
+    ) -> Decision:
+        """The decision on search results, with what the conversation was answered from, under the tenant's policy."""
+        begun = time.perf_counter()
+        conversation = request.tenant_id, request.collection or "", request.messages
+        held = self._conversations.held(*conversation)
+        calibration = self._calibrations.current(request.tenant_id)
+        deciding = Deciding(self._settings, request.compose, calibration, held)
+        policy = self._policies.current(request.tenant_id, self._indexes.seq(request.tenant_id))
+        if policy is None:
+            decision = deciding.decide(search(MAX_LISTED))
         else:
-            scope = Scope(request.collection, request.adapter_ids)
-            results = index.search(vector, words(text), scope, limit=max(MAX_LISTED, request.compose))
-            decision = self._within_rank(request.tenant_id, decide(results, self._settings, request.compose))
-        timings["search_s"] = time.perf_counter() - embedded
+            collection = policy.collection_name(request.collection)
+            facts = RequestFacts(request.text, request.model, collection, request.compose, request.headers)
+            decision = policy.decide(facts, search, lambda name: next(iter(search(1, name)), None), deciding)
+        keeps = held if decision.reason in _KEEPS_ITS_DOCUMENT else None
+        self._conversations.note(*conversation, decision.document_id or keeps)
+        decision = self._within_rank(request.tenant_id, decision)
+        timings["decide_s"] = time.perf_counter() - begun - timings["search_s"]
         return decision
 
     def _within_rank(self, tenant_id: str, decision: Decision) -> Decision:
@@ -162,3 +266,16 @@ class RouterDeployment:
         first = entries[0]
         degraded = first.state is State.DEGRADED
         return pin(first.adapter_id, document_id, self._settings, first.part, first.parts, degraded)
+
+
+def _described(calibration: Calibration | None) -> dict[str, Any] | None:
+    """What a calibration is, without its numbers."""
+    if calibration is None:
+        return None
+    return {
+        "version": calibration.version,
+        "method": calibration.method,
+        "encoder": calibration.encoder,
+        "generator": calibration.generator or None,
+        "quality": None if calibration.quality is None else asdict(calibration.quality),
+    }

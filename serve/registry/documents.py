@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from serve.ids import id_kind
-from serve.registry import changes
+from serve.registry import changes, decisions, feedback
 from serve.registry.adapters import current_ids
 from serve.registry.checks import check_cursor, check_limit
 from serve.registry.records import (
@@ -156,6 +156,8 @@ def delete_document(
     connection.execute(centroids.delete().where(centroids.c.adapter_id.in_(ids)))
     connection.execute(adapters.update().where(mine).values(state="deleted", deleted_at=now, manifest={}))
     connection.execute(aliases.delete().where(aliases.c.tenant_id == tenant_id, aliases.c.target.in_([row.id, *ids])))
+    decisions.forget_document(connection, tenant_id, row.id)
+    feedback.forget_document(connection, tenant_id, row.id)
     return changes.append(connection, now, tenant_id, "document_deleted", row.id, retired=ids)
 
 

@@ -6,7 +6,7 @@ Times are seconds since the epoch (float). IDs are those of `serve.ids`. Every r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -29,7 +29,10 @@ EventKind = Literal[
     "document_deleted",
     "document_rolled_back",
     "document_updated",
+    "policy_changed",
 ]
+CalibrationStage = Literal["live", "shadow", "retired"]
+Rating = Literal["up", "down"]
 ResolutionKind = Literal["adapter", "document", "collection", "alias"]
 T = TypeVar("T")
 
@@ -294,6 +297,7 @@ class ChangeEvent:
     | document_deleted | None | all of the document's |
     | document_rolled_back | the first of the adapters that are current again | those that they replace |
     | document_updated | the first current adapter, if any (collection or metadata changed) | empty |
+    | policy_changed | None; `document_id` is empty, for it concerns none | empty |
 
     Applying an event: drop all entries of `document_id`, then put in what `routable(tenant, [document_id])` gives
     (nothing when the document is gone). Applying one twice, or an old one late, does no harm.
@@ -363,3 +367,105 @@ class Resolution:
     kind: ResolutionKind
     target: str
     adapter_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVersion:
+    """One version of a tenant's routing policy; `number` counts from 1. `created_by` is the ID of the key that made it,
+    `restored_from` the version that it was rolled back to, None where the text was sent."""
+
+    tenant_id: str
+    number: int
+    text: str = field(repr=False)
+    created_by: str
+    restored_from: int | None
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentFacts:
+    """What a routing policy may ask about a live document. `collection` is a name, `posted_at` the time at which the
+    version that is served was posted."""
+
+    document_id: str
+    external_id: str | None
+    collection: str | None
+    metadata: Mapping[str, Any]
+    posted_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedDecision:
+    """A routing decision on one request. `text` is what was compared with documents; `headers` those that policies may
+    look at, with names in lower case; `candidates` the fields of `router.decide.Candidate`."""
+
+    response_id: str
+    tenant_id: str
+    created_at: float
+    model: str
+    text: str = field(repr=False)
+    headers: Mapping[str, str]
+    candidates: Sequence[Mapping[str, Any]]
+    adapter_id: str | None
+    document_id: str | None
+    reason: str
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFeedback:
+    """What a client says about one response: at least one of its fields. `right_document_id` is the document that
+    should have answered, `no_document` says that none should have, `answer` is what the answer should have been."""
+
+    response_id: str
+    rating: Rating | None = None
+    right_document_id: str | None = None
+    no_document: bool = False
+    answer: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """Feedback with what had been decided: who answered (None: the base), among which `candidates`."""
+
+    tenant_id: str
+    response_id: str
+    created_at: float
+    rating: Rating | None
+    right_document_id: str | None
+    no_document: bool
+    answer: str | None = field(repr=False)
+    candidates: Sequence[Mapping[str, Any]]
+    adapter_id: str | None
+    document_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCalibration:
+    """A tenant's calibration for one encoder and generator. `body` is `router.calibrate.Calibration.to_json()`.
+
+    It was fitted to the tenant's documents as of change `seq` and to feedback given up to `feedback_until`. `version`
+    and `created_at` are the registry's to set.
+    """
+
+    tenant_id: str
+    stage: CalibrationStage
+    encoder: str
+    encoder_version: str
+    generator_fingerprint: str
+    seq: int
+    feedback_until: float
+    body: Mapping[str, Any] = field(repr=False)
+    version: int = 0
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AskedProbe:
+    """A question that the quality gate asked an adapter, and whether the adapter answered right."""
+
+    adapter_id: str
+    document_id: str
+    generator_fingerprint: str
+    question: str = field(repr=False)
+    right: bool

@@ -16,10 +16,14 @@ from sqlalchemy import Connection
 from serve.registry import (
     adapters,
     aliases,
+    calibrations,
     changes,
+    decisions,
     documents,
+    feedback,
     jobs,
     keys,
+    policies,
     posting,
     publishing,
     quarantine,
@@ -33,24 +37,32 @@ from serve.registry.records import (
     Adapter,
     Alias,
     ApiKey,
+    AskedProbe,
+    CalibrationStage,
     ChangeEvent,
     Collection,
     Document,
+    DocumentFacts,
     DocumentMode,
     DocumentVersion,
+    Feedback,
     Job,
     JobKind,
     LeasedJob,
     NewAdapter,
     NewCentroids,
+    NewFeedback,
     Page,
+    PolicyVersion,
     PostResult,
     Principal,
+    RecordedDecision,
     Resolution,
     Rollback,
     RoutableAdapter,
     RoutableSnapshot,
     Scope,
+    StoredCalibration,
     Tenant,
     VersionSummary,
 )
@@ -357,6 +369,67 @@ class Registry:
         """Documents of all tenants that still wait for a new adapter in place of a stale one."""
         return self._db.read(stale.count_pending)
 
+    # Decisions, feedback, calibrations
+
+    def record_decisions(self, rows: Sequence[RecordedDecision], kept: int = decisions.KEPT) -> None:
+        """Store a batch of routing decisions; of each tenant the newest `kept` stay. Titles are not stored."""
+        self._db.write(lambda c: decisions.record(c, rows, kept))
+
+    def recent_decisions(self, tenant_id: str, limit: int) -> list[RecordedDecision]:
+        """A tenant's newest decisions first, candidates with their documents' present titles (empty: deleted)."""
+        return self._db.read(lambda c: decisions.recent(c, tenant_id, limit))
+
+    def get_decision(self, tenant_id: str, response_id: str) -> RecordedDecision | None:
+        """The decision on one of the tenant's responses."""
+        return self._db.read(lambda c: decisions.get(c, tenant_id, response_id))
+
+    def give_feedback(self, tenant_id: str, given: NewFeedback) -> Feedback:
+        """Store what a client says about a response, in place of what it said before.
+
+        Raises NotFound for a response that has no decision (any more) and for a document that is not there,
+        InvalidInput for feedback that says nothing or contradicts itself.
+        """
+        return self._db.write(lambda c: feedback.give(c, self._clock(), tenant_id, given))
+
+    def feedback_since(self, tenant_id: str, after: float = 0.0, limit: int = 1000) -> list[Feedback]:
+        """A tenant's feedback given after a time (seconds since the epoch), oldest first."""
+        return self._db.read(lambda c: feedback.feedback_since(c, tenant_id, after, limit))
+
+    def newest_feedback(self, tenant_ids: Sequence[str]) -> dict[str, float]:
+        """Tenant -> time of its newest feedback; tenants without any are left out."""
+        return self._db.read(lambda c: feedback.newest_feedback(c, tenant_ids))
+
+    def store_calibration(self, new: StoredCalibration, expected_version: int) -> StoredCalibration | None:
+        """Add a calibration in its stage ("live" or "shadow"), in place of the one there.
+
+        None where the tenant's newest version is not `expected_version`: another process was faster.
+        """
+        return self._db.write(lambda c: calibrations.store(c, self._clock(), new, expected_version))
+
+    def promote_calibration(self, tenant_id: str, version: int) -> bool:
+        """Make the shadow of this version live; False where it is a shadow no more."""
+        return self._db.write(lambda c: calibrations.promote(c, tenant_id, version))
+
+    def retire_shadow(self, tenant_id: str, version: int) -> None:
+        """End the shadow of this version."""
+        self._db.write(lambda c: calibrations.retire_shadow(c, tenant_id, version))
+
+    def calibrations(self, tenant_ids: Sequence[str], stage: CalibrationStage = "live") -> dict[str, StoredCalibration]:
+        """Tenant -> its calibration in a stage; tenants without one are left out."""
+        return self._db.read(lambda c: calibrations.in_stage(c, tenant_ids, stage))
+
+    def newest_calibration_version(self, tenant_id: str) -> int:
+        """0 where the tenant never had one."""
+        return self._db.read(lambda c: calibrations.newest_version(c, tenant_id))
+
+    def heads(self, tenant_ids: Sequence[str]) -> Mapping[str, int]:
+        """`head` of several tenants at once; those without changes may be left out."""
+        return self._db.read(lambda c: calibrations.heads(c, tenant_ids))
+
+    def asked_probes(self, tenant_id: str) -> list[AskedProbe]:
+        """What the quality gate asked the tenant's current, ready adapters, by document and part."""
+        return self._db.read(lambda c: calibrations.asked_probes(c, tenant_id))
+
     # Names
 
     def resolve_model(self, tenant_id: str, name: str) -> Resolution | None:
@@ -374,3 +447,41 @@ class Registry:
     def delete_alias(self, tenant_id: str, name: str) -> bool:
         """Remove an alias; False when there was none."""
         return self._db.write(lambda c: aliases.delete_alias(c, tenant_id, name))
+
+    # Routing policies
+
+    def current_policy(self, tenant_id: str) -> PolicyVersion | None:
+        """The version in force; None for a tenant that never had a policy."""
+        return self._db.read(lambda c: policies.current_policy(c, tenant_id))
+
+    def get_policy(self, tenant_id: str, number: int) -> PolicyVersion | None:
+        """A version by number."""
+        return self._db.read(lambda c: policies.get_policy(c, tenant_id, number))
+
+    def list_policies(self, tenant_id: str, limit: int = 50, cursor: str | None = None) -> Page[PolicyVersion]:
+        """All versions, newest first. Raises InvalidInput for a cursor that no page gave."""
+        return self._db.read(lambda c: policies.list_policies(c, tenant_id, limit, cursor))
+
+    def put_policy(
+        self, tenant_id: str, text: str, created_by: str, expected_version: int | None = None
+    ) -> PolicyVersion:
+        """Put a text that was checked in force as a new version (event `policy_changed`), in one transaction.
+
+        Where the version in force has this text, it is returned and nothing happens. Raises Conflict when
+        `expected_version` (0: none) is not the one in force, NotFound for an unknown tenant, InvalidInput for text that
+        cannot be stored.
+        """
+        return self._db.write(
+            lambda c: policies.put_policy(c, self._clock(), tenant_id, text, created_by, expected_version)
+        )
+
+    def rollback_policy(self, tenant_id: str, number: int | None, created_by: str) -> PolicyVersion:
+        """Put the text of version `number`, by default the one before, in force again as a new version.
+
+        Raises NotFound without a policy, VersionNotFound, and Conflict when there is none to go back to by default.
+        """
+        return self._db.write(lambda c: policies.roll_back_policy(c, self._clock(), tenant_id, number, created_by))
+
+    def document_facts(self, tenant_id: str, document_ids: Sequence[str]) -> list[DocumentFacts]:
+        """What routing policies may ask about those of these documents that are live and served."""
+        return self._db.read(lambda c: policies.document_facts(c, tenant_id, document_ids))

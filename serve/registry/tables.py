@@ -225,3 +225,67 @@ idempotency = sa.Table(
     sa.Column("created", sa.Boolean(), nullable=False),
     _time("created_at"),
 )
+
+# Every version of a tenant's routing policy; the highest number is in force.
+policies = sa.Table(
+    "policies",
+    metadata,
+    _tenant(primary_key=True),
+    sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text(), nullable=False),
+    sa.Column("created_by", sa.String(40), nullable=False),
+    sa.Column("restored_from", sa.Integer()),
+    _time("created_at"),
+)
+
+# A tenant's calibrations of its router, by a running number: at most one is "live" and one "shadow". `seq` is the
+# change, and `feedback_until` the time of the feedback, up to which each has seen what the tenant has.
+calibrations = sa.Table(
+    "calibrations",
+    metadata,
+    _tenant(primary_key=True),
+    sa.Column("version", sa.Integer(), primary_key=True, autoincrement=False),
+    sa.Column("stage", sa.String(16), nullable=False),
+    sa.Column("encoder", sa.String(128), nullable=False),
+    sa.Column("encoder_version", sa.String(128), nullable=False),
+    sa.Column("generator_fingerprint", sa.String(128), nullable=False),
+    sa.Column("seq", sa.BigInteger(), nullable=False),
+    _time("feedback_until"),
+    sa.Column("body", sa.JSON(), nullable=False),
+    _time("created_at"),
+)
+
+# The newest routing decisions of each tenant. `candidates` are without titles, which go with their documents.
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("response_id", sa.String(64), primary_key=True),
+    _tenant(),
+    sa.Column("model", sa.Text(), nullable=False),
+    sa.Column("text", sa.Text(), nullable=False),
+    sa.Column("headers", sa.JSON(), nullable=False),
+    sa.Column("candidates", sa.JSON(), nullable=False),
+    sa.Column("adapter_id", sa.String(40)),
+    sa.Column("document_id", sa.String(40)),
+    sa.Column("reason", sa.String(32), nullable=False),
+    sa.Column("confidence", sa.Double()),
+    _time("created_at"),
+    sa.Index(None, "tenant_id", "created_at"),
+)
+
+# What clients say about answers, with what was decided: it outlives the decision's own row.
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    _tenant(primary_key=True),
+    sa.Column("response_id", sa.String(64), primary_key=True),
+    sa.Column("rating", sa.String(8)),
+    sa.Column("right_document_id", sa.String(40)),
+    sa.Column("no_document", sa.Boolean(), nullable=False),
+    sa.Column("answer", sa.Text()),
+    sa.Column("candidates", sa.JSON(), nullable=False),
+    sa.Column("adapter_id", sa.String(40)),
+    sa.Column("document_id", sa.String(40)),
+    _time("created_at"),
+    sa.Index(None, "tenant_id", "created_at"),
+)

@@ -159,7 +159,7 @@ def test_route_without_generation(tenant: Tenant) -> None:
     document = tenant.post(TITLE, TEXT)
     decision = tenant.http.post("/v1/route", json={"messages": [{"role": "user", "content": QUESTION}]}).json()
     assert decision["adapter_id"] == document["adapter_id"] and decision["reason"] == "matched"
-    assert decision["score"] >= decision["threshold"]
+    assert decision["confidence"] >= decision["threshold"]
     assert decision["candidates"][0]["document_id"] == document["id"]
 
 

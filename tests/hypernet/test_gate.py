@@ -124,7 +124,8 @@ def test_several_are_judged_as_each_alone(gate: Gate, loras: dict[str, LoraAdapt
         monkeypatch.setattr(gate, "_rows", rows)
         for one, expected in zip(gate.check_all(candidates), alone, strict=True):
             found = {**one.manifest(), "seconds": expected["seconds"]}
-            assert found.pop("reasons") == expected["reasons"]
+            for name in ("reasons", "asked"):
+                assert found.pop(name) == expected[name]
             assert found == pytest.approx({key: expected[key] for key in found}, abs=1e-3)
     counted.remove()
     assert len(set(passes)) > 2, "passes of several sizes"
@@ -154,6 +155,8 @@ def test_manifest_is_plain_json(gate: Gate, loras: dict[str, LoraAdapter]) -> No
     assert json.loads(json.dumps(manifest, allow_nan=False)) == manifest
     assert manifest["state"] == "ready"
     assert manifest["threshold"] == GateSettings().threshold
+    assert len(manifest["asked"]) == manifest["probes"] and any(one["right"] for one in manifest["asked"])
+    assert not any(one["right"] for one in gate.check(loras["ferry"], POOL).manifest()["asked"])
 
 
 def test_long_document_is_read_in_windows(gate: Gate, loras: dict[str, LoraAdapter]) -> None:

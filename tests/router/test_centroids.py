@@ -54,11 +54,24 @@ def test_equal_sentences_do_not_break_clustering(encoder: MiniLmEncoder) -> None
     assert 1 <= len(matrix) <= 4 and np.isfinite(matrix).all()
 
 
+def test_questions_have_centroids_of_their_own(encoder: MiniLmEncoder) -> None:
+    cost, weight = "What does the Corvo Mini cost?", "How heavy is the Corvo Mini?"
+    questions = [cost, " ", weight, cost]
+    alone = document_centroids(encoder, TITLE, [TEXT], 2)
+    both = document_centroids(encoder, TITLE, [TEXT], 2, questions=questions, question_k=3)
+    assert np.array_equal(both[:2], alone)
+    np.testing.assert_allclose(both[2:], encoder.embed([cost, weight]), atol=1e-5)
+    assert document_centroids(encoder, TITLE, [TEXT], 2, questions=questions, question_k=1).shape[0] == 3
+    assert np.array_equal(document_centroids(encoder, TITLE, [TEXT], 2, questions=questions), alone)
+
+
 def test_bad_input(encoder: MiniLmEncoder) -> None:
     with pytest.raises(ValueError, match="without text"):
         document_centroids(encoder, " ", ["", "\n"], 4)
     with pytest.raises(ValueError, match="at least 1"):
         document_centroids(encoder, "T", ["text"], 0)
+    with pytest.raises(ValueError, match="at least 0"):
+        document_centroids(encoder, "T", ["text"], 1, question_k=-1)
 
 
 def test_passages_of_a_part() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from router.decide import MAX_LISTED, Reason, RouterSettings, abstain, decide, decide_part, pin
+from router.calibrate import Calibration
+from router.decide import MAX_LISTED, Reason, RouterSettings, abstain, confidences, decide, decide_part, pin
 from router.index import AdapterEntry, Scored, State
 
 SETTINGS = RouterSettings(threshold=0.4)
@@ -143,3 +147,96 @@ def test_the_base_and_pins_list_who_answers() -> None:
     assert [one.adapter_id for one in pin("adp_1", None, SETTINGS).adapters] == ["adp_1"]
     parts = [scored("a1", 0.3, part=1, parts=2), scored("a0", 0.2, part=0, parts=2)]
     assert [one.adapter_id for one in decide_part(parts, SETTINGS).adapters] == ["a1"]
+
+
+def steep(confidence_of_score: float = 20.0) -> Calibration:
+    """A calibration by similarity, which these results have in place of their score, and margin."""
+    return Calibration("e", "1", "", (confidence_of_score, 0.0, 10.0, 0.0, 0.0), -0.5 * confidence_of_score)
+
+
+def test_a_calibrated_decision_is_by_confidence() -> None:
+    results = [scored("a", 0.7), scored("b", 0.6)]
+    decision = decide(results, RouterSettings(0.99, confidence=0.9), calibration=steep())
+    assert decision.reason is Reason.MATCHED and decision.threshold == 0.9, "the score's threshold does not count"
+    first, second = decision.candidates
+    assert decision.confidence == first.confidence == pytest.approx(1 / (1 + math.exp(-5)))
+    assert second.margin == pytest.approx(-0.1) and second.confidence == pytest.approx(1 / (1 + math.exp(-1)))
+    assert decision.adapters[0].confidence == first.confidence
+    low = decide([scored("a", 0.5), scored("b", 0.1)], RouterSettings(confidence=0.99), calibration=steep())
+    assert (low.adapter_id, low.reason) == (None, Reason.BELOW_THRESHOLD) and low.confidence is not None
+    assert decide([scored("a", math.nan)], SETTINGS, calibration=steep()).reason is Reason.BELOW_THRESHOLD
+    uncalibrated = decide(results, SETTINGS)
+    assert uncalibrated.confidence is None and uncalibrated.candidates[0].threshold == 0.4
+
+
+def test_what_only_a_tie_speaks_against_is_ambiguous() -> None:
+    results = [scored("a", 0.55), scored("b", 0.54)]
+    settings = RouterSettings(confidence=0.8)
+    assert decide(results, settings, calibration=steep()).reason is Reason.AMBIGUOUS
+    assert decide([scored("a", 0.55), scored("b", 0.34)], settings, calibration=steep()).reason is Reason.MATCHED
+    assert decide([scored("a", 0.2), scored("b", 0.19)], settings, calibration=steep()).reason is Reason.BELOW_THRESHOLD
+
+
+def test_an_adapters_own_threshold_counts() -> None:
+    calibration = replace(steep(), offsets={"a": -2.0, "b": 2.0})
+    decision = decide([scored("a", 0.55), scored("b", 0.3)], RouterSettings(confidence=0.8), calibration=calibration)
+    assert decision.adapter_id is None and decision.threshold > 0.95
+    assert [c.threshold for c in decision.candidates] == pytest.approx([calibration.threshold("a", 0.8),
+                                                                        calibration.threshold("b", 0.8)])
+    other = decide([scored("b", 0.53), scored("a", 0.4)], RouterSettings(confidence=0.8), calibration=calibration)
+    assert other.adapter_id == "b" and other.confidence is not None and other.confidence < 0.9
+
+
+def test_a_policy_may_require_more_confidence() -> None:
+    results = [scored("a", 0.7), scored("b", 0.6)]
+    decide_with = [decide(results, SETTINGS, calibration=steep(), required={"a": wanted}) for wanted in (0.9, 0.999)]
+    assert [d.reason for d in decide_with] == [Reason.MATCHED, Reason.BELOW_REQUIRED]
+    assert decide_with[1].adapter_id is None and decide_with[1].threshold == 0.999
+    assert decide(results, SETTINGS, required={"b": 0.9}).reason is Reason.MATCHED
+    assert decide(results, SETTINGS, required={"a": 0.1}).reason is Reason.BELOW_REQUIRED, "nothing is calibrated"
+    assert decide([scored("a", 0.1)], SETTINGS, required={"a": 0.1}).reason is Reason.BELOW_THRESHOLD
+
+
+def test_a_conversation_stays_with_its_document_unless_another_leads_clearly() -> None:
+    settings = RouterSettings(0.4, switch_margin=0.05)
+    near, clear = [scored("a", 0.60), scored("b", 0.57)], [scored("a", 0.70), scored("b", 0.57)]
+    decision = decide(near, settings, held="doc_b")
+    assert (decision.adapter_id, decision.reason) == ("b", Reason.CONTINUED)
+    assert decision.margin == pytest.approx(0.02) and decision.candidates[0].rank == 0.57
+    assert decide(clear, settings, held="doc_b").adapter_id == "a"
+    assert decide(near, settings, held="doc_a").reason is Reason.MATCHED
+    assert decide(near, settings, held="doc_gone").adapter_id == "a"
+    assert decide(near, RouterSettings(0.4, switch_margin=0.0), held="doc_b").adapter_id == "a"
+    # Small talk stays with the base: the document itself has to be good enough.
+    assert decide([scored("a", 0.2), scored("b", 0.19)], settings, held="doc_b").reason is Reason.BELOW_THRESHOLD
+    calibrated = decide([scored("a", 0.60), scored("b", 0.56)], settings, calibration=steep(), held="doc_b")
+    plain = decide([scored("a", 0.60), scored("b", 0.56)], settings, calibration=steep())
+    confidence = {c.adapter_id: c.confidence for c in plain.candidates}
+    assert calibrated.adapter_id == "b" and calibrated.confidence is not None
+    assert calibrated.confidence > (confidence["b"] or 0)
+
+
+def test_documents_composed_do_not_count_against_each_other() -> None:
+    results = [scored("a", 0.62), scored("b", 0.61), scored("c", 0.2)]
+    settings = RouterSettings(confidence=0.97)
+    assert decide(results, settings, calibration=steep()).adapters == ()
+    together = decide(results, settings, compose=2, calibration=steep())
+    assert [one.adapter_id for one in together.adapters] == ["a", "b"]
+    assert [c.margin for c in together.candidates] == pytest.approx([0.42, 0.41, -0.41])
+    alone = decide(results[:2], settings, compose=2, calibration=steep())
+    assert [c.margin for c in alone.candidates] == [None, None]
+
+
+def test_confidences_are_those_of_the_decision() -> None:
+    results = [scored("a", 0.7), scored("b", 0.6)]
+    found = confidences(results, SETTINGS, calibration=steep(), held="doc_b")
+    decision = decide(results, SETTINGS, calibration=steep(), held="doc_b")
+    assert found == {c.adapter_id: c.confidence for c in decision.candidates}
+    assert confidences(results, SETTINGS) == {} == confidences([], SETTINGS, calibration=steep())
+
+
+def test_every_reason_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "routing.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \| (?:adapter|base) \|", page, re.MULTILINE))
+    # The last is the ingress' own.
+    assert documented == {*(str(reason) for reason in Reason), "adapter_unavailable"}

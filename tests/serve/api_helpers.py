@@ -20,6 +20,7 @@ import httpx
 from fastapi import FastAPI
 
 from serve.api.application import create_app
+from serve.api.recording import DecisionRecorder
 from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
@@ -81,10 +82,22 @@ class ScriptedRouter:
         default_factory=lambda: {"adapter_id": None, "document_id": None, "reason": "no_candidates", "score": None}
     )
     calls: list[dict[str, Any]] = field(default_factory=list)
+    dry_run: dict[str, Any] = field(default_factory=lambda: {"compared": 0, "changes": []})
 
     async def route(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self.calls.append(dict(request))
         return self.decision
+
+    async def check_policy(self, tenant_id: str, text: str, limit: int) -> dict[str, Any]:
+        self.calls.append({"tenant_id": tenant_id, "text": text, "limit": limit})
+        return self.dry_run
+
+    async def suggestions(self, tenant_id: str, least: int, limit: int) -> dict[str, Any]:
+        self.calls.append({"tenant_id": tenant_id, "least": least, "limit": limit})
+        return {"questions": 0, "data": []}
+
+    async def metrics(self) -> str:
+        return "# TYPE imprint_router_calibrations counter\nimprint_router_calibrations_total 0.0\n"
 
     async def health(self) -> None:
         return
@@ -132,7 +145,8 @@ def make_api(folder: Path, **sections: Any) -> Api:
     registry = Registry.open(config.registry.url)
     engine, router = ScriptedEngine(), ScriptedRouter()
     metrics = IngressMetrics()
-    services = Services(config, registry, engine, router, IdleGenerator(), metrics, Queues(config, metrics))
+    recorder = DecisionRecorder(registry, metrics, config.router.recorded_decisions)
+    services = Services(config, registry, engine, router, IdleGenerator(), metrics, Queues(config, metrics), recorder)
     return Api(create_app(services), services, registry, engine, router, *keys)
 
 

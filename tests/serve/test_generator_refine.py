@@ -24,7 +24,7 @@ from serve.deployments.generator_gate import AdapterGate
 from serve.deployments.generator_jobs import Plan
 from serve.deployments.generator_refine import LOOK_EVERY_S, MIN_GAIN, is_better
 from serve.deployments.generator_store import Span
-from serve.deployments.generator_worker import REFINE_NICENESS
+from serve.niceness import BACKGROUND
 from serve.registry.records import DocumentVersion, Job, LeasedJob
 from tests.serve.generator_bench import Bench, nano_gate, nano_generator, open_bench
 
@@ -218,7 +218,7 @@ def test_refinement_leaves_the_processor_to_others(bench: Bench, monkeypatch: py
     )
     while bench.worker.run_once():
         pass
-    assert seen == [max(mine, REFINE_NICENESS)]
+    assert seen == [max(mine, BACKGROUND)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
 
 

@@ -18,7 +18,7 @@ from router.embed import MiniLmEncoder
 from serve.config import ImprintConfig
 from serve.deployments.router import RouterDeployment, RouteRequest
 from serve.registry import Registry, migrate
-from serve.registry.records import NewCentroids
+from serve.registry.records import NewCentroids, RecordedDecision
 from tests.serve.registry_helpers import new_adapter
 
 CORVO = ("Norvia Corvo data sheet", "The Norvia Corvo weighs 3 kg. It costs 40 euros.")
@@ -115,8 +115,9 @@ async def test_documents_of_one_question_answer_together(
     chosen = decision["adapters"]
     assert {one["adapter_id"] for one in chosen} == {corvo, lumen}, "staff leave is another subject"
     assert decision["adapter_id"] == chosen[0]["adapter_id"] and chosen[0]["score"] == decision["score"]
-    assert all(one["weight"] == 1 and one["score"] >= decision["threshold"] for one in chosen)
-    assert len((await ask(deployment, tenant, both))["adapters"]) == 1
+    assert all(one["weight"] == 1 and one["confidence"] >= decision["threshold"] for one in chosen)
+    alone = await ask(deployment, tenant, both)
+    assert (alone["adapters"], alone["reason"]) == ((), "ambiguous"), "either would answer half of it"
     assert (await ask(deployment, tenant, "Hello there!", compose=3))["adapters"] == ()
     registry.delete_document(tenant, lumen_document)
     decision = await ask(deployment, tenant, both, compose=3)
@@ -143,11 +144,12 @@ async def test_a_question_finds_its_document(deployment: RouterDeployment, tenan
     publish(tenant, LEAVE)
     decision = await ask(deployment, tenant)
     assert (decision["adapter_id"], decision["document_id"], decision["reason"]) == (corvo, document, "matched")
-    assert decision["score"] > decision["threshold"] and decision["margin"] > 0
+    assert decision["confidence"] > decision["threshold"] and decision["margin"] > 0
     assert [c["adapter_id"] for c in decision["candidates"]][:2] == [corvo, lumen]
     assert decision["candidates"][0]["title"] == CORVO[0]
-    assert set(decision["timings"]) == {"sync_s", "embed_s", "search_s", "total_s"}
-    lists = {name: list(decision[name]) for name in ("candidates", "adapters")}
+    assert set(decision["timings"]) == {"sync_s", "embed_s", "search_s", "decide_s", "total_s"}
+    assert decision["calibration"]["version"] == 0, "a fresh tenant has the one that is shipped"
+    lists = {name: list(decision[name]) for name in ("candidates", "adapters", "policy")}
     assert json.loads(json.dumps(decision)) == {**decision, **lists}
     assert (await ask(deployment, tenant, "What does the Norvia Lumen cost?"))["adapter_id"] == lumen
 
@@ -170,7 +172,72 @@ async def test_small_talk_goes_to_the_base(deployment: RouterDeployment, tenant:
     for text in ("Hello, how are you?", "Write a poem about the sea.", "What is 12 times 9?"):
         decision = await ask(deployment, tenant, text)
         assert (decision["adapter_id"], decision["reason"]) == (None, "below_threshold")
-        assert decision["score"] < decision["threshold"] and len(decision["candidates"]) == 2
+        assert decision["confidence"] < decision["threshold"] and len(decision["candidates"]) == 2
+
+
+async def test_small_talk_with_a_single_document(
+    deployment: RouterDeployment, tenant: str, publish: Publisher
+) -> None:
+    corvo, _ = publish(tenant, CORVO)
+    for text in ("Hello, how are you?", "Write a poem about the sea.", "What is 12 times 9?", "Who wrote Hamlet?"):
+        assert (await ask(deployment, tenant, text))["adapter_id"] is None, text
+    assert (await ask(deployment, tenant))["adapter_id"] == corvo
+
+
+async def test_an_encoder_without_calibration_is_judged_by_score(
+    tenant: str, publish: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.deployments.router_calibration.shipped_calibration", lambda *_: None)
+    deployment = RouterDeployment(ImprintConfig(data_dir=tmp_path))
+    corvo, _ = publish(tenant, CORVO)
+    publish(tenant, LEAVE)
+    decision = await ask(deployment, tenant)
+    assert (decision["adapter_id"], decision["confidence"], decision["calibration"]) == (corvo, None, None)
+    assert decision["threshold"] == 0.4 <= decision["score"]
+    assert (await ask(deployment, tenant, "Hello, how are you?"))["reason"] == "below_threshold"
+
+
+async def test_a_conversation_stays_with_its_document(
+    registry: Registry, tenant: str, publish: Publisher, tmp_path: Path
+) -> None:
+    deployment = RouterDeployment(ImprintConfig(data_dir=tmp_path, router={"switch_margin": 0.5}))
+    corvo, _ = publish(tenant, CORVO)
+    lumen, _ = publish(tenant, LUMEN)
+    turn = {"role": "user", "content": QUESTION}
+    last = {"role": "user", "content": "What does Norvia charge?"}
+    messages = [turn, {"role": "assistant", "content": "3 kg."}, last]
+    alone = await deployment.route(RouteRequest(tenant, messages=messages[2:]))
+    first, second = alone["candidates"]
+    assert (await deployment.route(RouteRequest(tenant, messages=[turn])))["adapter_id"] == corvo
+    decision = await deployment.route(RouteRequest(tenant, messages=messages))
+    held = next(c for c in decision["candidates"] if c["adapter_id"] == corvo)
+    without = next(c for c in (first, second) if c["adapter_id"] == corvo)
+    assert decision["candidates"][0] == held and held["confidence"] > without["confidence"]
+    assert decision["adapter_id"] != lumen
+    # Another tenant's conversation of the same words is another.
+    globex = registry.create_tenant("globex").id
+    publish(globex, LUMEN)
+    theirs, _ = publish(globex, CORVO)
+    found = await deployment.route(RouteRequest(globex, messages=messages))
+    assert next(c for c in found["candidates"] if c["adapter_id"] == theirs)["confidence"] < held["confidence"]
+
+
+async def test_questions_without_a_document_are_suggested(
+    deployment: RouterDeployment, registry: Registry, tenant: str
+) -> None:
+    asked = ["How do I reset my badge?", "My badge does not open the door, what now?", "Where do I get a new badge?",
+             "How many days of parental leave do I get?", "Tell me a joke about penguins.", " "]  # fmt: skip
+    rows = [
+        RecordedDecision(f"r{i}", tenant, float(i), "imprint", text, {}, [], None, None, "below_threshold", 0.1)
+        for i, text in enumerate([*asked, asked[0]])
+    ]
+    rows.append(RecordedDecision("m", tenant, 9.0, "imprint", asked[0], {}, [], "adp_1", "doc_1", "matched", 0.9))
+    registry.record_decisions(rows)
+    found = await deployment.suggestions(tenant, 3, 5)
+    (badges,) = found["data"]
+    assert found["questions"] == 5 and badges["count"] == 4 and set(badges["examples"]) == set(asked[:3])
+    assert (badges["first_at"], badges["last_at"]) == (0.0, 6.0) and badges["question"] in asked[:3]
+    assert (await deployment.suggestions(registry.create_tenant("globex").id, 2, 5)) == {"questions": 0, "data": []}
 
 
 async def test_reasons_without_search(deployment: RouterDeployment, tenant: str, publish: Publisher) -> None:
@@ -253,7 +320,7 @@ async def test_a_fresh_replica_knows_what_the_old_one_knew(
 async def test_forgotten_tenants_are_loaded_again(
     deployment: RouterDeployment, registry: Registry, tenant: str, publish: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_index, "MAX_TENANTS", 1)
+    monkeypatch.setattr(deployment._indexes, "_max_bytes", 1)
     corvo, _ = publish(tenant, CORVO)
     for _ in range(2):
         assert (await ask(deployment, tenant))["adapter_id"] == corvo
@@ -331,7 +398,7 @@ async def test_a_named_document_answers_with_its_best_part(
         assert {c["document_id"] for c in decision["candidates"]} == {document} and len(decision["candidates"]) == 3
     # Whatever the score, and without any text to compare.
     decision = await ask(deployment, tenant, "What is 12 times 9?", document_id=document)
-    assert decision["adapter_id"] in adapters and decision["score"] < decision["threshold"]
+    assert decision["adapter_id"] in adapters and decision["score"] < 0.4 and decision["confidence"] is None
     decision = await ask(deployment, tenant, " ", document_id=document)
     assert (decision["adapter_id"], decision["part"], decision["score"]) == (adapters[0], 0, None)
     for text in (QUESTION, " "):
