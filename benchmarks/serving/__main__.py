@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between them")
     parser.add_argument("--rounds", type=int, default=3, help="of tables 1 and 2")
-    parser.add_argument("--scale", type=float, default=1.0, help="of tables 1 and 2: less is shorter")
+    parser.add_argument("--scale", type=float, default=1.0, help="of tables 1 to 3: less is shorter")
     parser.add_argument("--packages", default="", help="for Ray Serve LLM as a peer: folder made by `pip install "
                         "--no-deps --target DIR pyarrow jsonref jsonschema`")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
@@ -40,6 +40,8 @@ def main() -> None:
         measure = PARTS[name].measure
         if name == "peers":
             measure = partial(measure, packages=options.packages, rounds=options.rounds, scale=options.scale)
+        if name == "adapters":
+            measure = partial(measure, seconds=60 * options.scale, warm_up_s=20 * options.scale)
         with tempfile.TemporaryDirectory() as folder:
             result = asyncio.run(measure(Path(folder)))
         table = PARTS[name].report(result)
