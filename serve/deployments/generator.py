@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve.blobs import BlobStore
 from serve.config import DistillConfig, ImprintConfig
-from serve.deployments.startup_heap import freeze_startup_heap
+from serve.deployments.heap import tend_heap
 from serve.metrics import GeneratorMetrics
 from serve.registry import Registry
 
@@ -34,7 +34,7 @@ class GeneratorDeployment:
         self._registry = Registry.open(config.registry.url)
         self._worker = open_worker(config, self._registry, self._metrics)
         self._stopping = threading.Lock()
-        freeze_startup_heap()
+        tend_heap()
         self._worker.start()
 
     async def health(self) -> None:

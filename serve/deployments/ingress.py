@@ -17,8 +17,8 @@ from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
 from serve.deployments.engine_failover import retry_unstarted
+from serve.deployments.heap import tend_heap
 from serve.deployments.ingress_port import take_port_again
-from serve.deployments.startup_heap import freeze_startup_heap
 from serve.metrics import IngressMetrics
 from serve.registry import Registry
 
@@ -142,5 +142,5 @@ class IngressDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray calls this once the constructor is done."""
         app = create_app(self._services)
-        freeze_startup_heap()
+        tend_heap()
         return app

@@ -17,8 +17,8 @@ from router.index import Scope, State, TenantIndex
 from router.query import query_text, shorten
 from router.text import words
 from serve.config import ImprintConfig
+from serve.deployments.heap import tend_heap
 from serve.deployments.router_index import TenantIndexes
-from serve.deployments.startup_heap import freeze_startup_heap
 from serve.registry import Registry
 
 BASE = "base"
@@ -61,7 +61,7 @@ class RouterDeployment:
         self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1, cache_size=config.router.cached_texts)
         self._registry = Registry.open(config.registry.url)
         self._indexes = TenantIndexes(self._registry, self._encoder)
-        freeze_startup_heap()
+        tend_heap()
 
     async def route(self, request: RouteRequest | Mapping[str, Any]) -> dict[str, Any]:
         """The decision as a dict: the fields of `router.decide.Decision`, `model`, and `timings` in seconds.
