@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import shutil
 import statistics
 import time
@@ -33,6 +34,7 @@ ADAPTERS, FACTS, SEED = 4, 4, 99
 CONCURRENCY = (1, 8, 32)
 OUTPUT_TOKENS = 32
 REQUESTS = {1: 24, 8: 120, 32: 320}
+STOCK, WRAPPER, RAY_LLM = "vLLM's server", "vLLM's server with Imprint's LoRA code", "Ray Serve LLM"
 METRICS = ("requests_per_s", *(f"{name}_{share}_ms" for name in ("ttft", "itl", "tpot") for share in ("p50", "p95")))
 
 
@@ -96,9 +98,11 @@ async def _rounds(
     return found
 
 
-async def measure(folder: Path, packages: str, rounds: int = 3, scale: float = 1.0) -> dict[str, Any]:
-    """Runs everything; `scale` shortens the runs. ``packages``: a folder with what Ray Serve LLM needs (see
-    `benchmarks.ray_llm_server`); without it that comparison is left out."""
+async def measure(
+    folder: Path, packages: str, rounds: int = 3, scale: float = 1.0, against: Sequence[str] = (STOCK, WRAPPER, RAY_LLM)
+) -> dict[str, Any]:
+    """Runs the comparisons `against` these; `scale` shortens the runs. ``packages``: a folder with what Ray Serve LLM
+    needs (see `benchmarks.ray_llm_server`); without it that comparison is left out."""
     rng = Random(SEED)
     documents = [sample_document(rng, FACTS, Split.HELD_OUT) for _ in range(ADAPTERS)]
     server = Server(folder / "server")
@@ -131,20 +135,29 @@ async def measure(folder: Path, packages: str, rounds: int = 3, scale: float = 1
             peers.remove(peer)
 
         port = server.port + 1
-        stock = VllmServer(folders, port, folder / "stock.log")
-        await compare("vLLM's server", stock, [System("vLLM's server, adapter", stock.url, list(folders)),
-                                               System("vLLM's server, base", stock.url, ["base"])], ours)
-        ready = VllmServer(folders, port + 1, folder / "wrapper.log", wrapper=True)
-        await compare("vLLM's server with Imprint's LoRA code", ready,
-                      [System("vLLM's server with Imprint's LoRA code, adapter", ready.url, list(folders))], ours[:2])
-        if packages:
+        if STOCK in against:
+            stock = VllmServer(folders, port, folder / "stock.log")
+            theirs = [System(f"{STOCK}, adapter", stock.url, list(folders)),
+                      System(f"{STOCK}, base", stock.url, ["base"])]
+            await compare(STOCK, stock, theirs, ours)
+        if WRAPPER in against:
+            ready = VllmServer(folders, port + 1, folder / "wrapper.log", wrapper=True)
+            await compare(WRAPPER, ready, [System(f"{WRAPPER}, adapter", ready.url, list(folders))], ours[:2])
+        if RAY_LLM in against and packages:
             other = ray_llm_server(port + 2, folder / "ray_llm.log", packages)
-            await compare("Ray Serve LLM", other, [System("Ray Serve LLM, base", other.url, ["base"])], ours[2:])
+            await compare(RAY_LLM, other, [System(f"{RAY_LLM}, base", other.url, ["base"])], ours[2:])
     finally:
         for peer in peers:
             peer.stop()
         server.stop()
     return results
+
+
+def earlier(file: Path) -> dict[str, Any]:
+    """The comparisons of an earlier result; none where there is no such file."""
+    found = json.loads(file.read_text())["comparisons"] if file.exists() else {}
+    return {peer: {system: {int(concurrency): runs for concurrency, runs in by_concurrency.items()}
+                   for system, by_concurrency in systems.items()} for peer, systems in found.items()}
 
 
 def report(result: dict[str, Any]) -> str:
@@ -154,7 +167,7 @@ def report(result: dict[str, Any]) -> str:
              "of `vllm bench serve`. Medians of the rounds. ITL is between two chunks, which hold more than one token "
              "under load; TPOT is the time for each token after the first."]
     for name, found in result["comparisons"].items():
-        reference = list(found)[-2] if name == "vLLM's server" else list(found)[-1]
+        reference = list(found)[-2] if name == STOCK else list(found)[-1]
         lines += ["", f"Against {name}:", "",
                   f"| system | concurrency | requests/s | against {reference} | TTFT p50 / p95 ms | ITL p50 / p95 ms | "
                   "TPOT p50 / p95 ms |", "|---|---|---|---|---|---|---|"]

@@ -23,6 +23,7 @@ from serve.deployments.engine_prefetch import Prefetcher
 from serve.deployments.engine_slots import EngineView
 from serve.deployments.engine_stream import Pace, coalesce
 from serve.deployments.engine_watch import end_with_engine
+from serve.deployments.heap import tend_heap
 from serve.memory_tiers import MemoryTiers
 from serve.metrics import merge_texts
 from serve.registry import Registry
@@ -91,6 +92,7 @@ class EngineDeployment:
         self._runtime = VllmRuntime(model, config.engine)
         self._loader = AdapterLoader(self._runtime, self._tiers, self._residency, self._metrics, self._on_drop)
         self._prefetcher = Prefetcher(self._registry, self._cache, self._loader, self._residency)
+        tend_heap()
 
     async def generate(
         self, kind: Kind, body: dict[str, Any], context: EngineContext

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from serve.blobs import BlobStore
 from serve.config import DistillConfig, ImprintConfig
+from serve.deployments.heap import tend_heap
 from serve.metrics import GeneratorMetrics
 from serve.registry import Registry
 
@@ -33,6 +34,7 @@ class GeneratorDeployment:
         self._registry = Registry.open(config.registry.url)
         self._worker = open_worker(config, self._registry, self._metrics)
         self._stopping = threading.Lock()
+        tend_heap()
         self._worker.start()
 
     async def health(self) -> None:

@@ -18,6 +18,7 @@ from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
 from serve.deployments.engine_failover import retry_unstarted
+from serve.deployments.heap import tend_heap
 from serve.deployments.ingress_port import take_port_again
 from serve.metrics import IngressMetrics
 from serve.registry import Registry
@@ -155,4 +156,6 @@ class IngressDeployment:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray calls this once the constructor is done."""
-        return create_app(self._services)
+        app = create_app(self._services)
+        tend_heap()
+        return app

@@ -20,6 +20,7 @@ from router.query import query_text, shorten
 from router.stickiness import Conversations
 from router.text import words
 from serve.config import ImprintConfig
+from serve.deployments.heap import tend_heap
 from serve.deployments.router_calibration import Calibrator, TenantCalibrations
 from serve.deployments.router_index import TenantIndexes
 from serve.deployments.router_policy import Deciding, TenantPolicies, dry_run
@@ -88,6 +89,7 @@ class RouterDeployment:
             self._metrics,
             asked.calibrate_every_s,
         )
+        tend_heap()
         self._calibrator.start()
 
     def __del__(self) -> None:

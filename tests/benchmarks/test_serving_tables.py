@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from benchmarks.serving import adapters, cold, registered, replicas
+from benchmarks.serving import adapters, cold, peers, registered, replicas
 from benchmarks.serving.client import CUT, OK, Load, Sample
 from hypernet.lora import validate_folder
 from serve.blobs import BlobStore
@@ -95,6 +96,16 @@ def test_a_fault_is_told_from_the_run() -> None:
     assert found["before_per_s"] == pytest.approx(10, rel=0.01)
     assert found["recovered_s"] == pytest.approx(6.0)
     assert found["per_s"][10] == 10 and found["per_s"][22] == 0
+
+
+def test_comparisons_that_are_not_repeated_keep_their_tables(tmp_path: Path) -> None:
+    run = {metric: 2.0 for metric in peers.METRICS}
+    found = {system: {concurrency: [run] for concurrency in peers.CONCURRENCY} for system in ("ours", "theirs")}
+    result = {"machine": "m", "output_tokens": 1, "comparisons": {peers.WRAPPER: found}}
+    file = tmp_path / "serving_peers.json"
+    assert peers.earlier(file) == {}
+    file.write_text(json.dumps(result))
+    assert peers.report({**result, "comparisons": peers.earlier(file)}) == peers.report(result)
 
 
 def test_reports_are_markdown_tables_also_where_values_are_missing() -> None:

@@ -1,4 +1,4 @@
-"""Routing, retries, draining and autoscaling on a real Ray, with fake engines; tests/e2e/test_replicas.py has real
+"""Routing, retries, draining and autoscaling on a real Ray, with fake engines; tests/system/test_replicas.py has real
 ones."""
 
 from __future__ import annotations

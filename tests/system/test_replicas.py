@@ -21,14 +21,15 @@ from tests.processes import lives, tree
 from tests.ray_nodes import ONE_NODE, RayNode, free_port
 from tests.server import SHIPPED, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.own_server, pytest.mark.timeout(1200)]
+# Not in `make test` for its time: several engine starts under load, six minutes on two cores.
+pytestmark = [pytest.mark.system, pytest.mark.own_server, pytest.mark.timeout(1200)]
 
 RESTART_S = 240.0
 IMPRINT = str(Path(sys.executable).parent / "imprint")
 LONG: dict[str, Any] = {
     "model": "base",
     "messages": [{"role": "user", "content": "Count."}],
-    "max_completion_tokens": 1500,
+    "max_completion_tokens": 1000,
     "stream": True,
     "stream_options": {"include_usage": True},
     "extra_body": {"ignore_eos": True},
@@ -225,7 +226,11 @@ def test_a_replica_that_is_to_stop_ends_its_streams_in_full(tmp_path: Path) -> N
             for one in running:
                 one.result()
         assert set(ends) == {(LONG["max_completion_tokens"], "length")}, ends
-        cores = [process for process in node.processes() if _title(process).startswith("VLLM::EngineCore")]
-        assert len(cores) == 1
+        # The other replica's engine has ended with it. Ray kills and replaces a replica that was starved too long to
+        # answer its health checks, as may happen on a busy machine; then the engine is a new one.
+        deadline = time.monotonic() + RESTART_S
+        while len([one for one in node.processes() if _title(one).startswith("VLLM::EngineCore")]) != 1:
+            assert time.monotonic() < deadline, node.logs()
+            time.sleep(0.5)
     finally:
         node.remove()
