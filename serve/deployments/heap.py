@@ -6,12 +6,13 @@ import ctypes
 import gc
 import threading
 import time
+from functools import cache
 
 TRIM_EVERY_S = 60.0
 
 
 def tend_heap(every_s: float = TRIM_EVERY_S) -> None:
-    """Call once, when everything is loaded; a second call does nothing new.
+    """Call when everything is loaded; a process that does so again does not trim more often.
 
     Takes all objects of now out of garbage collection. A full collection looks at all objects that it may collect, and
     Python puts it off until those that are new are a quarter of the old ones. With hundreds of thousands of objects
@@ -25,8 +26,13 @@ def tend_heap(every_s: float = TRIM_EVERY_S) -> None:
     """
     gc.collect()
     gc.freeze()
+    _keep_trimming(every_s)
+
+
+@cache
+def _keep_trimming(every_s: float) -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is None or any(thread.name == _NAME for thread in threading.enumerate()):
+    if trim is None:
         return
     trim.argtypes, trim.restype = (ctypes.c_size_t,), ctypes.c_int
 
@@ -35,7 +41,4 @@ def tend_heap(every_s: float = TRIM_EVERY_S) -> None:
             time.sleep(every_s)
             trim(0)
 
-    threading.Thread(target=run, name=_NAME, daemon=True).start()
-
-
-_NAME = "imprint-heap"
+    threading.Thread(target=run, name="imprint-heap", daemon=True).start()

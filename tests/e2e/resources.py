@@ -22,6 +22,9 @@ MIB = 2**20
 # and torch keep what they once had, so that memory moves by some megabytes without any leak.
 LIMITS: dict[Resource, tuple[float, float]] = {"uss_mib": (12.0, 0.03), "fds": (4.0, 0.0)}
 """Absolute, and as a share of the mean; the larger one counts."""
+WINDOW_S = 90.0
+"""Of each span of this length only the least value counts. Once a minute the deployments give freed memory back
+(`serve.deployments.heap`); in between, the holes in glibc's heap fill and grow with the load of the moment."""
 MIN_PRESENCE = 0.9
 """Of the samples, for a process to be judged by itself; the sum over all processes is judged anyway."""
 TOTAL = "all processes"
@@ -45,7 +48,7 @@ class ProcessSeries:
 
 @dataclass(frozen=True)
 class Trend:
-    """A resource of a process after warm-up: values of the fitted line where it begins and ends, and the verdict."""
+    """A resource of a process after warm-up: the fitted line in its first and last window, and the verdict."""
 
     label: str
     resource: Resource
@@ -63,11 +66,19 @@ class Trend:
 
 
 def trend(label: str, resource: Resource, times_s: Sequence[float], values: Sequence[float]) -> Trend:
-    """The straight line by least squares through a series of at least three samples."""
-    times = np.asarray(times_s, dtype=float)
-    slope, intercept = np.polyfit(times - times[0], np.asarray(values, dtype=float), 1)
+    """The straight line by least squares through the least values of each `WINDOW_S` of a series.
+
+    Raises ValueError for a series that fills fewer than three such windows.
+    """
+    times = np.asarray(times_s, dtype=float) - times_s[0]
+    windows = int(times[-1] // WINDOW_S)
+    if windows < 3:
+        raise ValueError(f"{label}: {times[-1]:.0f} s are too few to tell a trend, {3 * WINDOW_S:.0f} are needed")
+    least = [min(value for at, value in zip(times, values, strict=True) if at // WINDOW_S == number)
+             for number in range(windows)]  # fmt: skip
+    slope, intercept = np.polyfit(np.arange(windows), least, 1)
     absolute, share = LIMITS[resource]
-    end = intercept + slope * (times[-1] - times[0])
+    end = intercept + slope * (windows - 1)
     return Trend(label, resource, float(intercept), float(end), max(absolute, share * float(np.mean(values))))
 
 

@@ -29,7 +29,7 @@ IMPRINT = str(Path(sys.executable).parent / "imprint")
 LONG: dict[str, Any] = {
     "model": "base",
     "messages": [{"role": "user", "content": "Count."}],
-    "max_completion_tokens": 1000,
+    "max_completion_tokens": 1500,
     "stream": True,
     "stream_options": {"include_usage": True},
     "extra_body": {"ignore_eos": True},
@@ -226,11 +226,7 @@ def test_a_replica_that_is_to_stop_ends_its_streams_in_full(tmp_path: Path) -> N
             for one in running:
                 one.result()
         assert set(ends) == {(LONG["max_completion_tokens"], "length")}, ends
-        # The other replica's engine has ended with it. Ray kills and replaces a replica that was starved too long to
-        # answer its health checks, as may happen on a busy machine; then the engine is a new one.
-        deadline = time.monotonic() + RESTART_S
-        while len([one for one in node.processes() if _title(one).startswith("VLLM::EngineCore")]) != 1:
-            assert time.monotonic() < deadline, node.logs()
-            time.sleep(0.5)
+        cores = [process for process in node.processes() if _title(process).startswith("VLLM::EngineCore")]
+        assert len(cores) == 1
     finally:
         node.remove()
