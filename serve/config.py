@@ -221,6 +221,11 @@ class RouterConfig(Section):
     the router looks whether tenants' documents or feedback call for a new calibration; 0: never, so that all have
     the one that is shipped.
 
+    `encoder`: `minilm`, which comes with the program, or the path of a sentence-transformers folder. After it was
+    changed, the generator embeds documents anew while none waits; until all of a tenant's are, it is served with
+    `previous_encoder` (same form), for as long as that is set. None: documents are not routed to until they are
+    embedded anew.
+
     `centroids_per_adapter` are made of its text, up to `question_centroids` more of questions on it.
     `use_degraded` lets adapters that failed the quality gate answer; without it the base answers in their place.
     `max_composed`: how many adapters may answer one request together. `cached_texts`: vectors of questions that the
@@ -229,6 +234,7 @@ class RouterConfig(Section):
     """
 
     encoder: str = "minilm"
+    previous_encoder: str | None = None
     threshold: float = Field(0.4, ge=-1, le=1)
     confidence: float = Field(0.5, gt=0, lt=1)
     min_margin: float = Field(0.0, ge=0, le=1)
@@ -242,6 +248,13 @@ class RouterConfig(Section):
     index_memory_mb: int = Field(1024, ge=1)
     recorded_decisions: int = Field(2000, ge=0, le=100_000)
     num_replicas: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _encoders_differ(self) -> RouterConfig:
+        if self.previous_encoder is not None and self.previous_encoder in ("", self.encoder):
+            raise ValueError(f"previous_encoder ('{self.previous_encoder}') must be another encoder than encoder "
+                             f"('{self.encoder}'), or be left out")
+        return self
 
 
 class AdmissionConfig(Section):

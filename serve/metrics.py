@@ -215,6 +215,11 @@ class GeneratorMetrics:
             ("outcome",),
             registry=self.registry,
         )
+        self.embed_left = Gauge(
+            "imprint_embed_adapters_left",
+            "Adapters without vectors of the configured encoder, which are embedded anew while no document waits.",
+            registry=self.registry,
+        )
 
     def text(self) -> str:
         """These metrics as Prometheus text."""

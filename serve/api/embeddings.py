@@ -56,7 +56,7 @@ class EmbeddingList(BaseModel):
     openapi_extra=documented_body(EmbeddingRequest),
     responses={
         200: {"model": EmbeddingList},
-        **error_docs(400, 401, 403, 404, 413, 415, 429, 504),
+        **error_docs(400, 401, 403, 404, 413, 415, 429, 503, 504),
     },
 )
 async def create_embeddings(request: Request, services: ServicesDep, tenant: TenantDep) -> Response:

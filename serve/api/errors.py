@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from router.embed import NotFinite
 from serve.registry import Conflict, IdempotencyConflict, InvalidInput, NotFound
 from serve.tenants import TENANT_HEADER, TenantRefused
 
@@ -128,6 +129,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InvalidInput)
     async def on_invalid_input(_: Request, error: InvalidInput) -> JSONResponse:
         return error_response(400, str(error), code="invalid_value")
+
+    @app.exception_handler(NotFinite)
+    async def on_broken_encoder(request: Request, error: NotFinite) -> JSONResponse:
+        logger.error("%s %s failed: %s", request.method, request.url.path, error)
+        message = "The router's encoder makes no usable vectors of this; its weights may be damaged."
+        return error_response(503, message, code="encoder_failed")
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:

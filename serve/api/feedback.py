@@ -133,7 +133,7 @@ async def list_feedback(
     return FeedbackList(data=[_object(one) for one in found])
 
 
-@router.get("/suggestions", responses=error_docs(400, 401, 403))
+@router.get("/suggestions", responses=error_docs(400, 401, 403, 503))
 async def suggestions(
     services: ServicesDep,
     tenant: TenantDep,

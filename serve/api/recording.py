@@ -28,8 +28,11 @@ _REQUEST = re.compile(r"(?:^|[_-])([0-9a-f]{32})(?:-\d+)?$")
 
 def response_key(response_id: str) -> str | None:
     """What a decision is filed under, from the ID of a response (`chatcmpl-…`, `cmpl-…`, `resp_…`) or of its request
-    (`req_…`); None for text that is neither."""
-    found = _REQUEST.search(response_id)
+    (`req_…`); None for text that is neither.
+
+    Ray's proxy sends a second `x-request-id` of its own, and HTTP clients join the two with a comma.
+    """
+    found = _REQUEST.search(response_id.partition(",")[0])
     return f"req_{found[1]}" if found else None
 
 

@@ -161,13 +161,36 @@ class Sampling(Generating):
     stream_options: StreamOptions | None = None
 
 
+class ContentPart(BaseModel):
+    """A part of a message. What is no text is not compared with documents, and answered by multimodal bases only; its
+    other fields are OpenAI's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["text", "refusal", "image_url", "input_audio", "audio_url", "video_url"]
+    text: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _has_its_text(self) -> Self:
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type 'text' needs 'text'")
+        return self
+
+
 class Message(BaseModel):
     """One chat message. Only an assistant's may lack content, when it calls tools or refuses."""
 
     model_config = ConfigDict(extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: StrictStr | list[dict[str, Any]] | None = None
+    content: (
+        Annotated[
+            Annotated[StrictStr, Tag("text")] | Annotated[list[ContentPart], Tag("parts")],
+            # So that an error names the part at fault instead of saying that a text would do.
+            Discriminator(lambda value: "parts" if isinstance(value, list) else "text"),
+        ]
+        | None
+    ) = None
     name: StrictStr | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: StrictStr | None = None

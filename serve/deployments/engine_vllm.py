@@ -48,6 +48,10 @@ SERVER_FIELDS = ("kv_transfer_params", "ec_transfer_params", "vllm_xargs", "sess
 # Options of vLLM's serving classes that `engine.extra` may carry beside those of AsyncEngineArgs.
 SERVING_OPTIONS = ("chat_template", "tool_call_parser", "reasoning_parser")
 
+_PROMPT: dict[Kind, str] = {"chat": "messages", "completion": "prompt", "responses": "input"}
+_TOO_LONG = ("input_text", "input_tokens")  # what vLLM's refusals of a prompt that is too long name
+_MEDIA = ("image", "audio", "video", "file")  # in the types of parts that are no text
+
 _shown_model: ContextVar[str | None] = ContextVar("shown_model", default=None)
 
 
@@ -148,6 +152,8 @@ class VllmRuntime:
         The answer names the model as ``body`` does. Raises EngineRefusal for everything that goes wrong before the
         first token.
         """
+        if not self.engine.model_config.is_multimodal_model:
+            _refuse_media(kind, body)
         fields = {name: value for name, value in body.items() if name not in SERVER_FIELDS}
         fields |= {
             "model": lora.lora_name if lora else BASE_NAME,
@@ -177,13 +183,13 @@ class VllmRuntime:
             answer = create_error_response(error)
             if answer.error.code >= 500:
                 logger.exception("request %s failed in the engine", context.request_id)
-            raise _refusal(answer) from error
+            raise _refusal(answer, kind) from error
         if isinstance(result, ErrorResponse):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 # vLLM turns a cancellation into an error answer.
                 raise asyncio.CancelledError
-            raise self.dead_refusal() if self.dead else _refusal(result)
+            raise self.dead_refusal() if self.dead else _refusal(result, kind)
         if isinstance(result, AsyncGenerator):
             return _as_text(result) if kind == "responses" else result
         answer_body: dict[str, Any] = result.model_dump(mode="json", by_alias=kind == "responses")
@@ -224,10 +230,26 @@ async def _as_text(events: AsyncGenerator[StreamingResponsesResponse, None]) -> 
         yield f"data: {create_error_response(error).model_dump_json()}\n\n"
 
 
-def _refusal(answer: ErrorResponse) -> EngineRefusal:
+def _refuse_media(kind: Kind, body: dict[str, Any]) -> None:
+    """Raises EngineRefusal for a part of a message that a base which reads text alone cannot read."""
+    turns = body.get(_PROMPT[kind])
+    for number, turn in enumerate(turns if isinstance(turns, list) else []):
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for place, part in enumerate(content if isinstance(content, list) else []):
+            found = str(part.get("type")) if isinstance(part, dict) else ""
+            if any(word in found for word in _MEDIA):
+                param = f"{_PROMPT[kind]}.{number}.content.{place}"
+                message = f"'{param}' is of type '{found}', but the base model reads text alone."
+                raise EngineRefusal(400, message, "invalid_request_error", "invalid_value", param)
+
+
+def _refusal(answer: ErrorResponse, kind: Kind) -> EngineRefusal:
     error = answer.error
-    kind = "server_error" if error.code >= 500 else "invalid_request_error"
-    return EngineRefusal(error.code, error.message, kind, code=error.type, param=error.param)
+    if error.param in _TOO_LONG:
+        message = error.message.partition(" (parameter=")[0]
+        return EngineRefusal(400, message, "invalid_request_error", "context_length_exceeded", _PROMPT[kind])
+    error_type = "server_error" if error.code >= 500 else "invalid_request_error"
+    return EngineRefusal(error.code, error.message, error_type, code=error.type, param=error.param)
 
 
 def _invalid(error: ValidationError) -> EngineRefusal:

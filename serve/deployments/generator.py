@@ -95,6 +95,7 @@ def open_worker(config: ImprintConfig, registry: Registry, metrics: GeneratorMet
         gate=open_gate(settings.gate, generator),
         distiller=Distiller(generator.base, generator.tokenizer, distill_settings(settings.refine)) if refine else None,
         tasks=open_tasks(config, base, generator.base_fingerprint),
+        previous_encoder=MiniLmEncoder.load(config.router.previous_encoder) if config.router.previous_encoder else None,
     )
 
 

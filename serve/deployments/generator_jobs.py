@@ -18,6 +18,7 @@ from hypernet.documents import Chunk, DocumentError, DocumentText
 from hypernet.gate import GateReport
 from hypernet.generate import GeneratedAdapter, GeneratedDocument
 from hypernet.lora import AdapterInvalid, LoraAdapter
+from router.embed import NotFinite
 from serve.config import ImprintConfig
 from serve.deployments.generator_gate import AdapterGate, Asked
 from serve.deployments.generator_leases import HeldJobs, Stopping
@@ -116,6 +117,8 @@ class GenerateJobs:
             self._fail(item, str(error), retry=False)
         except AdapterInvalid as error:
             self._fail(item, f"The generated adapter is not valid: {error}", retry=False)
+        except NotFinite as error:
+            self._fail(item, f"The document cannot be compared with questions: {error}", retry=False)
         except Exception as error:
             logger.exception("job %s failed", item.job.id)
             self._fail(item, f"The adapter could not be made or stored: {error}", retry=True)

@@ -17,12 +17,12 @@ from hypernet.probes import make_probes
 from router.centroids import document_centroids
 from router.embed import Encoder
 from serve.blobs import BlobStore
-from serve.config import ImprintConfig
+from serve.config import ImprintConfig, RouterConfig
 from serve.deployments.generator_leases import HeldJobs
 from serve.ids import new_id
 from serve.metrics import GeneratorMetrics
 from serve.registry import Registry
-from serve.registry.records import Adapter, ChangeEvent, LeasedJob, NewAdapter, NewCentroids
+from serve.registry.records import Adapter, ChangeEvent, DocumentVersion, LeasedJob, NewAdapter, NewCentroids, NewPart
 
 Span = tuple[int, int]
 MAX_QUESTIONS = 16
@@ -57,17 +57,17 @@ class AdapterStore:
         config: ImprintConfig,
         registry: Registry,
         blobs: BlobStore,
-        encoder: Encoder,
+        encoders: Sequence[Encoder],
         base_config: Any,
         base_fingerprint: str,
         held: HeldJobs,
         metrics: GeneratorMetrics,
     ) -> None:
-        """`base_config` is the base's transformers configuration."""
+        """Documents get vectors of each of the `encoders`. `base_config` is the base's transformers configuration."""
         self._config = config
         self._registry = registry
         self._blobs = blobs
-        self._encoder = encoder
+        self._encoders = encoders
         self._base_config = base_config
         self._base_fingerprint = base_fingerprint
         self._held = held
@@ -104,7 +104,11 @@ class AdapterStore:
             self._held.progress(item, "uploaded", 0.95)
             self._held.reached("uploaded", [item])
             with self._metrics.stage_seconds.labels("centroids").time():
-                centroids = [self._centroids(item, part.spans, len(parts) > 1) for part in parts]
+                centroids = [
+                    [embedded(encoder, self._config.router, item.version, part.spans, len(parts) > 1)
+                     for encoder in self._encoders]
+                    for part in parts
+                ]
             new = [
                 NewAdapter(
                     id=part.staged.id,
@@ -124,9 +128,8 @@ class AdapterStore:
                 )
                 for index, (part, folder) in enumerate(zip(parts, stored, strict=True))
             ]
-            return self._registry.publish(
-                item.job.id, self._held.worker, list(zip(new, centroids, strict=True)), **options
-            )
+            made: list[NewPart] = [(one, first, *more) for one, (first, *more) in zip(new, centroids, strict=True)]
+            return self._registry.publish(item.job.id, self._held.worker, made, **options)
         except Exception:
             # Never published, so nobody can name them.
             for path in paths:
@@ -145,18 +148,20 @@ class AdapterStore:
     def _folder(self, adapter_id: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{adapter_id}-", dir=self._config.staging_dir))
 
-    def _centroids(self, item: LeasedJob, spans: Sequence[Span], part: bool) -> NewCentroids:
-        """Vectors of the spans; `part`: each with the name that it is about, which may stand in another part."""
-        text = item.version.text
-        passages = named_passages(text, spans) if part else [text[start:end] for start, end in spans] or [text]
-        settings = self._config.router
-        title = item.version.title
-        questions: list[str] = []
-        if settings.question_centroids and item.version.mode == "document":
-            probes = make_probes(DocumentText(title, text), list(spans) or None, MAX_QUESTIONS)
-            questions = [probe.question for probe in probes]
-        matrix = document_centroids(
-            self._encoder, title, passages, settings.centroids_per_adapter, part=part,
-            questions=questions, question_k=settings.question_centroids,
-        )
-        return NewCentroids(self._encoder.id, self._encoder.version, matrix)
+
+def embedded(
+    encoder: Encoder, settings: RouterConfig, version: DocumentVersion, spans: Sequence[Span], part: bool
+) -> NewCentroids:
+    """Vectors of these spans of a version's text, of all of it without any; `part`: each with the name that it is
+    about, which may stand in another part. Raises ValueError for a text that gives no vectors."""
+    text = version.text
+    passages = named_passages(text, spans) if part else [text[start:end] for start, end in spans] or [text]
+    questions: list[str] = []
+    if settings.question_centroids and version.mode == "document":
+        probes = make_probes(DocumentText(version.title, text), list(spans) or None, MAX_QUESTIONS)
+        questions = [probe.question for probe in probes]
+    matrix = document_centroids(
+        encoder, version.title, passages, settings.centroids_per_adapter, part=part,
+        questions=questions, question_k=settings.question_centroids,
+    )
+    return NewCentroids(encoder.id, encoder.version, matrix)

@@ -17,6 +17,7 @@ from hypernet.gate import Gate
 from router.embed import Encoder
 from serve.blobs import BlobStore
 from serve.config import ImprintConfig
+from serve.deployments.generator_embed import EmbedAnew
 from serve.deployments.generator_gate import AdapterGate
 from serve.deployments.generator_jobs import DocumentGenerator, GenerateJobs, TaskAdapters
 from serve.deployments.generator_leases import HeldJobs, Stopping
@@ -49,9 +50,11 @@ class GeneratorWorker:
         gate: Gate | None = None,
         distiller: Distiller | None = None,
         tasks: TaskAdapters | None = None,
+        previous_encoder: Encoder | None = None,
     ) -> None:
         """`base_config` is the base's transformers configuration. Without a gate all adapters are ready; without a
-        distiller, or a gate, nothing is refined; without `tasks` jobs of mode "task" fail."""
+        distiller, or a gate, nothing is refined; without `tasks` jobs of mode "task" fail. `previous_encoder`: what
+        tenants may still be served with, so that new documents get its vectors as well."""
         self.name = f"gen-{uuid.uuid4().hex}"
         self._config = config
         self._registry = registry
@@ -62,7 +65,8 @@ class GeneratorWorker:
         self._held = HeldJobs(registry, self.name, config.generator, self._stop)
         adapter_gate = AdapterGate(gate, metrics)
         store = AdapterStore(
-            config, registry, blobs, encoder, base_config, generator.base_fingerprint, self._held, metrics
+            config, registry, blobs, [encoder] if previous_encoder is None else [encoder, previous_encoder],
+            base_config, generator.base_fingerprint, self._held, metrics,
         )
         self._generate = GenerateJobs(config, generator, tasks, adapter_gate, store, self._held, metrics)
         self._refine: RefineJobs | None = None
@@ -71,7 +75,8 @@ class GeneratorWorker:
             self._refine = RefineJobs(
                 config.generator.refine, registry, distiller, fingerprints, adapter_gate, store, self._held, metrics
             )
-        self._background = ThreadPoolExecutor(1, "generator-refine", initializer=step_back)
+        self._embedding = EmbedAnew(registry, encoder, config.router, metrics, self._stop)
+        self._background = ThreadPoolExecutor(1, "generator-background", initializer=step_back)
         self._purged_at = time.monotonic()
         self._threads = [
             threading.Thread(target=self._work, name="generator", daemon=True),
@@ -124,7 +129,8 @@ class GeneratorWorker:
             try:
                 if not self.run_once():
                     self._purge()
-                    self._stop.wait(self._config.generator.poll_s)
+                    if not self._background.submit(self._embedding.run_once).result():
+                        self._stop.wait(self._config.generator.poll_s)
             except Stopping:
                 return
             except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +14,8 @@ import numpy as np
 
 from router.calibrate import Calibration
 from router.decide import MAX_LISTED, Chosen, Decision, Reason, RouterSettings, abstain, decide_part, pin
-from router.embed import MiniLmEncoder
-from router.index import Scope, Scored, State, TenantIndex
+from router.embed import MiniLmEncoder, NotFinite, Vectors
+from router.index import IndexDamaged, Scope, Scored, State, TenantIndex
 from router.policy import RequestFacts
 from router.query import query_text, shorten
 from router.stickiness import Conversations
@@ -22,11 +23,15 @@ from router.text import words
 from serve.config import ImprintConfig
 from serve.deployments.heap import tend_heap
 from serve.deployments.router_calibration import Calibrator, TenantCalibrations
+from serve.deployments.router_encoders import Encoders, PreviousEncoder
 from serve.deployments.router_index import TenantIndexes
 from serve.deployments.router_policy import Deciding, TenantPolicies, dry_run
 from serve.deployments.router_suggestions import LOOKED_AT, suggest
+from serve.deployments.router_upkeep import IndexUpkeep
 from serve.metrics import RouterMetrics
 from serve.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 BASE = "base"
 _EMBED_PIECE = 8
@@ -65,7 +70,8 @@ class RouterDeployment:
     """Undecorated; `serve.app` makes it a Ray deployment."""
 
     def __init__(self, config: ImprintConfig | dict[str, Any]) -> None:
-        """Load the encoder (a second or two) and open the registry. Raises RegistryNotMigrated."""
+        """Load the encoder (a second or two) and open the registry. Raises RegistryNotMigrated, and FileNotFoundError
+        for encoders that are not there."""
         config = ImprintConfig(**config) if isinstance(config, dict) else config
         self._max_rank = config.engine.max_lora_rank
         asked = config.router
@@ -74,28 +80,34 @@ class RouterDeployment:
         )
         self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1, cache_size=config.router.cached_texts)
         self._registry = Registry.open(config.registry.url)
+        previous = PreviousEncoder(asked.previous_encoder, asked.cached_texts) if asked.previous_encoder else None
+        self._encoders = Encoders(self._encoder, previous)
+        folder = config.data_dir / "router-index"
         self._indexes = TenantIndexes(
-            self._registry, self._encoder, config.data_dir / "router-index", asked.index_memory_mb << 20
+            self._registry, self._encoder, folder, asked.index_memory_mb << 20, previous=previous
         )
+        self._upkeep = IndexUpkeep(self._registry, self._indexes, folder)
         self._policies = TenantPolicies(self._registry)
         self._conversations = Conversations()
         self._metrics = RouterMetrics()
-        self._calibrations = TenantCalibrations(self._registry, self._encoder.id, self._encoder.version)
+        self._calibrations = TenantCalibrations(self._registry)
         self._calibrator = Calibrator(
             self._registry,
-            self._encoder,
-            self._indexes.current,
+            self._encoders,
+            self._indexes,
             self._calibrations,
             self._metrics,
             asked.calibrate_every_s,
         )
         tend_heap()
         self._calibrator.start()
+        self._upkeep.start()
 
     def __del__(self) -> None:
-        """Ray's way to end a replica. Where the constructor failed there is nothing to end."""
-        if "_calibrator" in self.__dict__:
-            self._calibrator.stop()
+        """Ray's way to end a replica. Where the constructor failed there may be nothing to end."""
+        for name in ("_calibrator", "_upkeep"):
+            if name in self.__dict__:
+                self.__dict__[name].stop()
 
     async def route(self, request: RouteRequest | Mapping[str, Any]) -> dict[str, Any]:
         """The decision as a dict: the fields of `router.decide.Decision`, `model`, `timings` in seconds, and
@@ -143,7 +155,8 @@ class RouterDeployment:
             index = self._indexes.current(tenant_id)
             before = self._policies.current(tenant_id, self._indexes.seq(tenant_id))
             after = self._policies.proposed(tenant_id, text)
-            deciding = Deciding(self._settings, calibration=self._calibrations.current(tenant_id))
+            calibration = self._calibrations.current(tenant_id, self._encoders.of(index))
+            deciding = Deciding(self._settings, calibration=calibration)
 
             def find(document_id: str) -> Scored | None:
                 # What was not found then has no score; a rule that uses it looks at none.
@@ -171,9 +184,16 @@ class RouterDeployment:
     def _route(self, request: RouteRequest) -> dict[str, Any]:
         timings: dict[str, float] = {}
         started = time.perf_counter()
-        decision = self._decide(request, timings)
+        try:
+            decision = self._decide(request, timings)
+        except IndexDamaged:
+            # A file was changed since it was checked for this request; now it is noticed, and the index built anew.
+            decision = self._decide(request, timings)
         timings["total_s"] = time.perf_counter() - started
-        used = self._calibrations.current(request.tenant_id) if decision.confidence is not None else None
+        used = None
+        if decision.confidence is not None:
+            encoder = self._encoders.of(self._indexes.in_memory(request.tenant_id))
+            used = self._calibrations.current(request.tenant_id, encoder)
         return {
             **asdict(decision),
             "reason": str(decision.reason),
@@ -198,7 +218,12 @@ class RouterDeployment:
             return self._pin_first_part(index, request.document_id)
         if len(index) == 0:
             return abstain(Reason.NO_CANDIDATES, self._settings)
-        vector = self._encoder.embed_one(text)
+        encoder = self._encoders.of(index)
+        vector = self._vector(request.tenant_id, encoder, text)
+        if vector is None:
+            if request.document_id is not None:
+                return self._pin_first_part(index, request.document_id)
+            return abstain(Reason.NOT_EMBEDDED, self._settings)
         embedded = time.perf_counter()
         timings["embed_s"] = embedded - synced
         query = words(text)
@@ -215,16 +240,28 @@ class RouterDeployment:
             timings["search_s"] += time.perf_counter() - begun
             return results
 
-        return self._choose(request, search, timings)
+        return self._choose(request, encoder, search, timings)
+
+    def _vector(self, tenant_id: str, encoder: MiniLmEncoder, text: str) -> Vectors | None:
+        """float32 [dimension]; None, and a line in the log, where the encoder makes no numbers of the text."""
+        try:
+            return encoder.embed_one(text)
+        except NotFinite as error:
+            logger.error("a question of %s cannot be compared with documents: %s", tenant_id, error)
+            return None
 
     def _choose(
-        self, request: RouteRequest, search: Callable[..., Sequence[Scored]], timings: dict[str, float]
+        self,
+        request: RouteRequest,
+        encoder: MiniLmEncoder,
+        search: Callable[..., Sequence[Scored]],
+        timings: dict[str, float],
     ) -> Decision:
         """The decision on search results, with what the conversation was answered from, under the tenant's policy."""
         begun = time.perf_counter()
         conversation = request.tenant_id, request.collection or "", request.messages
         held = self._conversations.held(*conversation)
-        calibration = self._calibrations.current(request.tenant_id)
+        calibration = self._calibrations.current(request.tenant_id, encoder)
         deciding = Deciding(self._settings, request.compose, calibration, held)
         policy = self._policies.current(request.tenant_id, self._indexes.seq(request.tenant_id))
         if policy is None:

@@ -14,15 +14,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from router.calibrate import Calibration, Example, features, features_of, fit, log_loss
-from router.embed import MiniLmEncoder
+from router.embed import Encoder, MiniLmEncoder
 from router.index import Scored, TenantIndex
 from router.shipped import general_chat, shipped_calibration
 from router.text import words
+from serve.deployments.router_encoders import Encoders, name_of
+from serve.deployments.router_index import TenantIndexes
 from serve.metrics import RouterMetrics
 from serve.niceness import step_back
 from serve.registry import Registry
@@ -48,18 +51,20 @@ T = TypeVar("T")
 class TenantCalibrations:
     """The live calibration of each tenant as it was at the last refresh. May be shared by threads."""
 
-    def __init__(self, registry: Registry, encoder_id: str, encoder_version: str) -> None:
-        self.encoder = encoder_id, encoder_version
-        self.shipped = shipped_calibration(encoder_id, encoder_version)
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._lock = threading.Lock()
         self._tenants: OrderedDict[str, Calibration | None] = OrderedDict()
 
-    def current(self, tenant_id: str) -> Calibration | None:
+    def current(self, tenant_id: str, encoder: Encoder) -> Calibration | None:
         """The tenant's calibration, else the shipped one; None where neither is for this encoder.
 
         Reads the registry the first time that a tenant is asked for.
         """
+        own = self._own(tenant_id)
+        return own if own is not None and _fits(own, encoder) else shipped_calibration(*name_of(encoder))
+
+    def _own(self, tenant_id: str) -> Calibration | None:
         with self._lock:
             if tenant_id in self._tenants:
                 self._tenants.move_to_end(tenant_id)
@@ -84,19 +89,9 @@ class TenantCalibrations:
             with self._lock:
                 self._tenants.update({tenant: one for tenant, one in found.items() if tenant in self._tenants})
 
-    def parse(self, stored: StoredCalibration | None) -> Calibration | None:
-        """A stored calibration, if there is one that fits this program and its encoder."""
-        if stored is None or (stored.encoder, stored.encoder_version) != self.encoder:
-            return None
-        try:
-            return Calibration.from_json(stored.body)
-        except ValueError as error:
-            logger.warning("calibration %d of %s is not used: %s", stored.version, stored.tenant_id, error)
-            return None
-
     def _read(self, tenant_ids: Sequence[str]) -> dict[str, Calibration | None]:
         stored = self._registry.calibrations(tenant_ids)
-        return {tenant: self.parse(stored.get(tenant)) or self.shipped for tenant in tenant_ids}
+        return {tenant: _parsed(stored.get(tenant)) for tenant in tenant_ids}
 
 
 class Calibrator:
@@ -105,16 +100,16 @@ class Calibrator:
     def __init__(
         self,
         registry: Registry,
-        encoder: MiniLmEncoder,
-        index_of: Callable[[str], TenantIndex],
+        encoders: Encoders,
+        indexes: TenantIndexes,
         calibrations: TenantCalibrations,
         metrics: RouterMetrics,
         every_s: float,
     ) -> None:
-        """`index_of` gives a tenant's index as it is now."""
+        """A tenant's calibration is of the encoder that its index is searched with."""
         self._registry = registry
-        self._encoder = encoder
-        self._index_of = index_of
+        self._encoders = encoders
+        self._indexes = indexes
         self._calibrations = calibrations
         self._metrics = metrics
         self._every_s = every_s
@@ -161,7 +156,8 @@ class Calibrator:
 
     def _documents(self, tenant_id: str, head: int, live: StoredCalibration | None) -> None:
         """Fit the live calibration anew where documents have changed since."""
-        mine = live is not None and (live.encoder, live.encoder_version) == self._calibrations.encoder
+        encoder = self._encoder_of(tenant_id)
+        mine = live is not None and (live.encoder, live.encoder_version) == name_of(encoder)
         known = max(live.seq if live is not None and mine else 0, self._seen.get(tenant_id, 0))
         if head - known < max(1, known // RARER):
             return
@@ -174,7 +170,8 @@ class Calibrator:
         if found is None:
             return
         calibration, generator, examples = found
-        if self._calibrations.shipped is not None and not _better(calibration, self._calibrations.shipped, examples):
+        shipped = shipped_calibration(calibration.encoder, calibration.encoder_version)
+        if shipped is not None and not _better(calibration, shipped, examples):
             self._metrics.calibrations.labels("no_better").inc()
             return
         if self._store(tenant_id, "live", calibration, generator, head, until):
@@ -184,9 +181,10 @@ class Calibrator:
         self, tenant_id: str, newest: float, live: StoredCalibration | None, shadow: StoredCalibration | None
     ) -> None:
         """Judge the shadow by feedback that it has not seen, or fit one where there is none."""
-        if shadow is not None and self._calibrations.parse(shadow) is not None:
+        encoder, known = self._encoder_of(tenant_id), _parsed(shadow)
+        if shadow is not None and known is not None and _fits(known, encoder):
             if newest > shadow.feedback_until:
-                self._judge(tenant_id, shadow)
+                self._judge(tenant_id, shadow, known, encoder)
             return
         until = live.feedback_until if live is not None else 0.0
         if newest <= until or len(self._registry.feedback_since(tenant_id, until, MIN_FEEDBACK)) < MIN_FEEDBACK:
@@ -199,10 +197,10 @@ class Calibrator:
             if self._store(tenant_id, "shadow", calibration, generator, head, seen):
                 self._metrics.calibrations.labels("shadow").inc()
 
-    def _judge(self, tenant_id: str, stored: StoredCalibration) -> None:
-        shadow, live = self._calibrations.parse(stored), self._calibrations.current(tenant_id)
+    def _judge(self, tenant_id: str, stored: StoredCalibration, shadow: Calibration, encoder: Encoder) -> None:
+        live = self._calibrations.current(tenant_id, encoder)
         examples = feedback_examples(self._registry.feedback_since(tenant_id, stored.feedback_until))
-        if shadow is None or len(examples) < MIN_FEEDBACK:
+        if len(examples) < MIN_FEEDBACK:
             return
         losses = [_loss(one, examples) for one in (shadow, live)]
         for stage, loss in zip(("shadow", "live"), losses, strict=True):
@@ -220,14 +218,17 @@ class Calibrator:
         """A calibration around the shipped one, the generator that it is for, and what it was fitted to; None where
         there is too little to fit to."""
         begun = time.monotonic()
+        index = self._indexes.current(tenant_id)
+        encoder = self._encoders.of(index)
         probes = _sampled(self._registry.asked_probes(tenant_id), MAX_PROBES)
         examples = feedback_examples(feedback)
         if len(probes) >= MIN_PROBES:
-            examples += probe_examples(self._index_of(tenant_id), probes, self.embed)
+            examples += probe_examples(index, probes, partial(self.embed, encoder=encoder))
         if len(examples) < MIN_PROBES or len({one.right for one in examples}) < 2:
             return None
         generator = probes[-1].generator_fingerprint if probes else ""
-        calibration = fit(examples, *self._calibrations.encoder, generator, self._calibrations.shipped)
+        name = name_of(encoder)
+        calibration = fit(examples, *name, generator, shipped_calibration(*name))
         self._metrics.calibration_seconds.observe(time.monotonic() - begun)
         if calibration.quality is not None:
             self._metrics.calibration_ece.observe(calibration.quality.ece)
@@ -235,14 +236,19 @@ class Calibrator:
                 self._metrics.calibration_auroc.observe(calibration.quality.auroc)
         return calibration, generator, examples
 
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors of texts, float32 [texts, dimension], L2-normalised: in pieces, since requests wait for the encoder,
-        and uncached, not to push out theirs."""
+    def embed(self, texts: Sequence[str], encoder: MiniLmEncoder | None = None) -> np.ndarray:
+        """Vectors of texts, float32 [texts, dimension], L2-normalised, by the present encoder where none is given: in
+        pieces, since requests wait for the encoder, and uncached, not to push out theirs."""
+        encoder = encoder or self._encoders.present
         pieces = []
         for start in range(0, len(texts), _PIECE):
-            pieces.append(self._encoder.embed(texts[start : start + _PIECE], cached=False))
+            pieces.append(encoder.embed(texts[start : start + _PIECE], cached=False))
             self._stop.wait(_PAUSE_S)
         return np.concatenate(pieces)
+
+    def _encoder_of(self, tenant_id: str) -> MiniLmEncoder:
+        """The one that the tenant's index is searched with, as far as that is in memory."""
+        return self._encoders.of(self._indexes.in_memory(tenant_id))
 
     def _store(
         self, tenant_id: str, stage: CalibrationStage, made: Calibration, generator: str, seq: int, until: float
@@ -252,6 +258,22 @@ class Calibrator:
         new = StoredCalibration(tenant_id, stage, made.encoder, made.encoder_version, generator, seq, until,
                                 replace(made, version=version + 1).to_json())
         return self._registry.store_calibration(new, version) is not None
+
+
+def _parsed(stored: StoredCalibration | None) -> Calibration | None:
+    """A stored calibration, if there is one that fits this program."""
+    if stored is None:
+        return None
+    try:
+        found = Calibration.from_json(stored.body)
+    except ValueError as error:
+        logger.warning("calibration %d of %s is not used: %s", stored.version, stored.tenant_id, error)
+        return None
+    return found if (found.encoder, found.encoder_version) == (stored.encoder, stored.encoder_version) else None
+
+
+def _fits(calibration: Calibration, encoder: Encoder) -> bool:
+    return (calibration.encoder, calibration.encoder_version) == name_of(encoder)
 
 
 def probe_examples(

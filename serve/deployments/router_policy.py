@@ -26,7 +26,7 @@ DEPTHS = (64, 256)
 """How many of the best documents rules are asked about; more where they forbid all of the first."""
 _DAY_S = 86_400.0
 _NOT_GOOD_ENOUGH = (Reason.BELOW_THRESHOLD, Reason.BELOW_REQUIRED, Reason.AMBIGUOUS)
-_NOT_ROUTED = (Reason.PINNED, Reason.BASE_REQUESTED, Reason.EMPTY_QUERY)
+_NOT_ROUTED = (Reason.PINNED, Reason.BASE_REQUESTED, Reason.EMPTY_QUERY, Reason.NOT_EMBEDDED)
 _SET_ASIDE = Step("(all)", "prefer", "set aside, since with it no document would be good enough")
 # What stands in for a stored policy that this program cannot read: nothing is answered against its rules.
 _UNREADABLE = compile_policy("version: 1\nrules: [{name: this policy cannot be read, fall_back: base}]")

@@ -102,12 +102,15 @@ def newest_adapters(connection: sa.Connection, limit: int) -> list[Adapter]:
 
 
 def routable(
-    connection: sa.Connection, tenant_id: str, document_ids: Sequence[str] | None = None
+    connection: sa.Connection,
+    tenant_id: str,
+    document_ids: Sequence[str] | None = None,
+    encoder: tuple[str, str] | None = None,
 ) -> list[RoutableAdapter]:
-    """Current adapters of live documents, by document and part."""
+    """Current adapters of live documents, by document and part; see `Registry.routable`."""
     if document_ids is not None and len(document_ids) > _IDS_AT_ONCE:
         batches = [document_ids[start : start + _IDS_AT_ONCE] for start in range(0, len(document_ids), _IDS_AT_ONCE)]
-        return [one for batch in batches for one in routable(connection, tenant_id, batch)]
+        return [one for batch in batches for one in routable(connection, tenant_id, batch, encoder)]
     query = (
         sa.select(
             adapters.c.id,
@@ -137,16 +140,16 @@ def routable(
             ),
         )
         .join(centroids, centroids.c.adapter_id == adapters.c.id)
-        .where(
-            adapters.c.tenant_id == tenant_id,
-            documents.c.tenant_id == tenant_id,
-            documents.c.deleted_at.is_(None),
-            *CURRENT,
-        )
+        .where(documents.c.tenant_id == tenant_id, documents.c.deleted_at.is_(None), *CURRENT)
         .order_by(adapters.c.document_id, adapters.c.part)
     )
-    if document_ids is not None:
+    if document_ids is None:
+        query = query.where(adapters.c.tenant_id == tenant_id)
+    else:
+        # By the document's tenant alone, or SQLite takes the index of all of the tenant's adapters.
         query = query.where(adapters.c.document_id.in_(list(document_ids)))
+    if encoder is not None:
+        query = query.where(centroids.c.encoder == encoder[0], centroids.c.encoder_version == encoder[1])
     return [
         RoutableAdapter(
             adapter_id=row.id,
@@ -157,7 +160,7 @@ def routable(
             mode=row.mode,
             part=row.part,
             parts=row.parts,
-            spans=_spans(row.chunks),
+            spans=spans_of(row.chunks),
             collection_id=row.collection_id,
             # frombuffer gives a read-only view of the bytes, which suits a frozen record
             centroids=np.frombuffer(row.vectors, dtype=VECTOR_TYPE).reshape(row.rows, row.dimension),
@@ -171,10 +174,12 @@ def routable(
     ]
 
 
-def routable_snapshot(connection: sa.Connection, tenant_id: str) -> RoutableSnapshot:
+def routable_snapshot(
+    connection: sa.Connection, tenant_id: str, encoder: tuple[str, str] | None = None
+) -> RoutableSnapshot:
     """All of one transaction, and so of one state."""
     seq = changes.head(connection, tenant_id)
-    return RoutableSnapshot(seq, routable(connection, tenant_id))
+    return RoutableSnapshot(seq, routable(connection, tenant_id, encoder=encoder))
 
 
 def _among(
@@ -188,7 +193,7 @@ def _among(
     return found
 
 
-def _spans(chunks: Any) -> tuple[tuple[int, int], ...]:
+def spans_of(chunks: Any) -> tuple[tuple[int, int], ...]:
     """The spans of a manifest's chunks; none, which stands for all of the text, where they do not say."""
     try:
         return tuple((int(chunk["start"]), int(chunk["end"])) for chunk in chunks or ())

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import sqlalchemy as sa
 
 from serve.ids import id_kind, new_id
 from serve.registry import changes, jobs
-from serve.registry.adapters import VECTOR_TYPE, current_ids
+from serve.registry.adapters import current_ids
+from serve.registry.centroids import check_matrix, insert_centroids
 from serve.registry.checks import check_metadata
 from serve.registry.documents import lock_document
 from serve.registry.errors import InvalidInput, LeaseLost
-from serve.registry.records import ChangeEvent, NewAdapter, NewCentroids
-from serve.registry.tables import adapters, centroids, documents
+from serve.registry.records import ChangeEvent, NewAdapter, NewPart
+from serve.registry.tables import adapters, documents
 from serve.registry.tables import jobs as jobs_table
 
 
@@ -24,14 +24,14 @@ def publish(
     now: float,
     job_id: str,
     worker: str,
-    parts: Sequence[tuple[NewAdapter, NewCentroids]],
+    parts: Sequence[NewPart],
     *,
     refine_after_s: float | None = None,
     expected_adapter_ids: Sequence[str] | None = None,
 ) -> ChangeEvent | None:
     """See `Registry.publish`. None: the job has been ended instead, for other adapters are current than expected."""
-    _check_parts([adapter for adapter, _ in parts])
-    matrices = [_checked_matrix(new_centroids) for _, new_centroids in parts]
+    _check_parts([adapter for adapter, *_ in parts])
+    matrices = [[(one, check_matrix(one)) for one in new_centroids] for _, *new_centroids in parts]
     job = connection.execute(sa.select(jobs_table).where(jobs_table.c.id == job_id)).one_or_none()
     # The document is locked before the job, in the same order as deletion and posting do.
     document = None if job is None else lock_document(connection, job.tenant_id, job.document_id)
@@ -62,8 +62,10 @@ def publish(
     )
     if wanted:
         connection.execute(adapters.update().where(adapters.c.id.in_(current)).values(retired_at=now))
-    for (adapter, new_centroids), matrix in zip(parts, matrices, strict=True):
-        _insert(connection, now, job, adapter, new_centroids, matrix, retired_at=None if wanted else now)
+    for (adapter, *_), vectors in zip(parts, matrices, strict=True):
+        _insert(connection, now, job, adapter, retired_at=None if wanted else now)
+        for new_centroids, matrix in vectors:
+            insert_centroids(connection, job.tenant_id, adapter.id, new_centroids, matrix)
     if not wanted:
         return changes.append(connection, now, job.tenant_id, "adapter_superseded", document.id, first.id)
     connection.execute(
@@ -84,8 +86,6 @@ def _insert(
     now: float,
     job: sa.Row[Any],
     adapter: NewAdapter,
-    new_centroids: NewCentroids,
-    matrix: np.ndarray,
     retired_at: float | None,
 ) -> None:
     connection.execute(
@@ -112,17 +112,6 @@ def _insert(
             retired_at=retired_at,
         )
     )
-    connection.execute(
-        centroids.insert().values(
-            adapter_id=adapter.id,
-            encoder=new_centroids.encoder,
-            encoder_version=new_centroids.version,
-            tenant_id=job.tenant_id,
-            count=matrix.shape[0],
-            dimension=matrix.shape[1],
-            vectors=matrix.tobytes(),
-        )
-    )
 
 
 def _check_parts(new: Sequence[NewAdapter]) -> None:
@@ -132,10 +121,3 @@ def _check_parts(new: Sequence[NewAdapter]) -> None:
     for one in new:
         if id_kind(one.id) != "adp" or one.state not in ("ready", "degraded"):
             raise InvalidInput("An adapter needs an ID made by new_id('adp') and the state ready or degraded.")
-
-
-def _checked_matrix(new_centroids: NewCentroids) -> np.ndarray:
-    matrix = np.ascontiguousarray(new_centroids.matrix, dtype=VECTOR_TYPE)
-    if matrix.ndim != 2 or 0 in matrix.shape or not np.isfinite(matrix).all():
-        raise InvalidInput(f"Centroids must be finite and of shape [n, d], these have {matrix.shape}.")
-    return matrix

@@ -26,6 +26,7 @@ EventKind = Literal[
     "adapter_published",
     "adapter_superseded",
     "adapters_stale",
+    "centroids_added",
     "document_deleted",
     "document_rolled_back",
     "document_updated",
@@ -254,6 +255,10 @@ class NewCentroids:
     matrix: npt.NDArray[np.float32]
 
 
+NewPart = tuple[NewAdapter, NewCentroids, *tuple[NewCentroids, ...]]
+"""An adapter that is to be published, with its vectors of one encoder or several."""
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """A published adapter; immutable but for `state` and `retired_at`.
@@ -294,6 +299,7 @@ class ChangeEvent:
     | adapter_published | the first of the new current adapters | those that they replace, if any |
     | adapter_superseded | the first of new adapters that did not become current | empty |
     | adapters_stale | None | the document's adapters that went stale |
+    | centroids_added | the first of the document's adapters that have vectors of another encoder now | empty |
     | document_deleted | None | all of the document's |
     | document_rolled_back | the first of the adapters that are current again | those that they replace |
     | document_updated | the first current adapter, if any (collection or metadata changed) | empty |
@@ -336,6 +342,19 @@ class RoutableAdapter:
     base_fingerprint: str
     generator_fingerprint: str
     state: AdapterState
+
+
+@dataclass(frozen=True, slots=True)
+class UnembeddedAdapter:
+    """A current adapter of a live document that has no vectors of an encoder; fields as of `RoutableAdapter`."""
+
+    adapter_id: str
+    tenant_id: str
+    document_id: str
+    version: int
+    part: int
+    parts: int
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ from serve.registry import (
     adapters,
     aliases,
     calibrations,
+    centroids,
     changes,
     decisions,
     documents,
@@ -49,9 +50,9 @@ from serve.registry.records import (
     Job,
     JobKind,
     LeasedJob,
-    NewAdapter,
     NewCentroids,
     NewFeedback,
+    NewPart,
     Page,
     PolicyVersion,
     PostResult,
@@ -64,6 +65,7 @@ from serve.registry.records import (
     Scope,
     StoredCalibration,
     Tenant,
+    UnembeddedAdapter,
     VersionSummary,
 )
 
@@ -264,7 +266,7 @@ class Registry:
         self,
         job_id: str,
         worker: str,
-        parts: Sequence[tuple[NewAdapter, NewCentroids]],
+        parts: Sequence[NewPart],
         *,
         refine_after_s: float | None = None,
         expected_adapter_ids: Sequence[str] | None = None,
@@ -343,13 +345,46 @@ class Registry:
         """The tenant's changes after `seq`, oldest first, at most `limit`."""
         return self._db.read(lambda c: changes.changes_since(c, tenant_id, seq, limit))
 
-    def routable(self, tenant_id: str, document_ids: Sequence[str] | None = None) -> list[RoutableAdapter]:
-        """Current adapters, all parts, of live documents in any state but deleted: of all or of `document_ids`."""
-        return self._db.read(lambda c: adapters.routable(c, tenant_id, document_ids))
+    def routable(
+        self, tenant_id: str, document_ids: Sequence[str] | None = None, encoder: tuple[str, str] | None = None
+    ) -> list[RoutableAdapter]:
+        """Current adapters, all parts, of live documents in any state but deleted: of all or of `document_ids`.
 
-    def routable_snapshot(self, tenant_id: str) -> RoutableSnapshot:
+        `encoder` (ID, version): those that have vectors of it, with these. Without it an adapter is there once for
+        each encoder.
+        """
+        return self._db.read(lambda c: adapters.routable(c, tenant_id, document_ids, encoder))
+
+    def routable_snapshot(self, tenant_id: str, encoder: tuple[str, str] | None = None) -> RoutableSnapshot:
         """`routable` with the change number from which to follow on."""
-        return self._db.read(lambda c: adapters.routable_snapshot(c, tenant_id))
+        return self._db.read(lambda c: adapters.routable_snapshot(c, tenant_id, encoder))
+
+    def count_lacking(self, encoder: tuple[str, str], tenant_id: str | None = None) -> int:
+        """How many current adapters, of one tenant or all, have no vectors of an encoder (ID, version)."""
+        return self._db.read(lambda c: centroids.count_lacking(c, *encoder, tenant_id))
+
+    def lacks_any(self, encoder: tuple[str, str], tenant_id: str | None = None) -> bool:
+        """Whether `count_lacking` is more than 0."""
+        return self._db.read(lambda c: centroids.lacks_any(c, *encoder, tenant_id))
+
+    def documents_lacking(self, encoder: tuple[str, str], after: str, limit: int) -> list[tuple[str, str]]:
+        """(tenant, document) IDs of those with adapters that `count_lacking` counts, by document, after `after`."""
+        return self._db.read(lambda c: centroids.documents_lacking(c, *encoder, after, limit))
+
+    def adapters_lacking(self, tenant_id: str, document_id: str, encoder: tuple[str, str]) -> list[UnembeddedAdapter]:
+        """A document's adapters that `count_lacking` counts, in order of part."""
+        return self._db.read(lambda c: centroids.adapters_lacking(c, tenant_id, document_id, *encoder))
+
+    def add_centroids(
+        self, tenant_id: str, document_id: str, new: Sequence[tuple[str, NewCentroids]]
+    ) -> ChangeEvent | None:
+        """Give adapters of a document, by ID, vectors of a further encoder, in one transaction (event
+        `centroids_added`).
+
+        Adapters that have such vectors by now, or are not current any more, are left alone; None where that are all.
+        Raises InvalidInput for vectors that are not finite or not [n, d].
+        """
+        return self._db.write(lambda c: centroids.add_centroids(c, self._clock(), tenant_id, document_id, new))
 
     def mark_stale(self, base_fingerprint: str, generator_fingerprint: str) -> int:
         """Mark adapters of any other base or generator stale and queue their documents again; returns how many.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from router.embed import MiniLmEncoder
+from router.embed import MiniLmEncoder, NotFinite
 
 
 def test_vectors_are_normalised_and_near_for_near_meanings(encoder: MiniLmEncoder) -> None:
@@ -53,7 +54,7 @@ def test_a_model_that_gives_no_numbers_is_refused() -> None:
         def encode(self, texts: list[str], **_: object) -> np.ndarray:
             return np.full((len(texts), 2), np.nan, dtype=np.float32)
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(NotFinite, match="not finite"):
         MiniLmEncoder(Model(), "test", "1").embed(["a"])
 
 
@@ -128,3 +129,35 @@ def test_an_error_reaches_every_thread_of_the_pass(encoder: MiniLmEncoder, monke
     for thread in threads:
         thread.join()
     assert errors == ["not finite"] * 3
+
+
+def test_an_error_of_one_text_stays_with_who_asked_it(encoder: MiniLmEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    encode = encoder._encode
+
+    def fail_on_one(texts: list[str]) -> np.ndarray:
+        passes.append(len(texts))
+        if "the broken one" in texts:
+            raise NotFinite("not finite")
+        return encode(texts)
+
+    monkeypatch.setattr(encoder, "_encode", fail_on_one)
+    found: dict[str, Any] = {}
+
+    def ask(text: str) -> None:
+        try:
+            found[text] = encoder.embed_one(text)
+        except NotFinite as error:
+            found[text] = str(error)
+
+    good = [f"Who waits beside it at place {number}?" for number in range(3)]
+    threads = [threading.Thread(target=ask, args=(text,)) for text in [*good[:2], "the broken one", good[2]]]
+    with encoder._passes:
+        for thread in threads:
+            thread.start()
+        while len(encoder._queue) < len(threads):
+            pass
+    for thread in threads:
+        thread.join()
+    assert passes[0] == 4 and found["the broken one"] == "not finite"
+    np.testing.assert_allclose([found[text] for text in good], encoder.embed(good, cached=False), atol=1e-5)

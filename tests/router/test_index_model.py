@@ -6,6 +6,7 @@ Small limits make segments merge, get an index of neighbours and go to disk with
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -138,6 +139,15 @@ class IndexMachine(RuleBasedStateMachine):
     @rule()
     def compact(self) -> None:
         self.index.compact()
+
+    @rule()
+    def purge(self) -> None:
+        """Of what is gone nothing is left in any file."""
+        self.index.compact(math.inf)
+        assert not self.index.holds_gone(math.inf)
+        gone = {one for change in self.log for one in change} - {one.document_id for one in self.model.entries.values()}
+        content = b"".join(path.read_bytes() for path in self.folder.rglob("columns.document_ids.values.npy"))
+        assert not [one for one in gone if re.search(rb"%b(?!\d)" % one.encode(), content)]
 
     @precondition(lambda self: (self.folder / "ten_a" / "state.json").exists())
     @rule()

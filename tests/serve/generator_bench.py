@@ -91,9 +91,12 @@ def open_bench(
     gate: Gate | None = None,
     distiller: Distiller | None = None,
     tasks: TaskAdapters | None = None,
+    embedder: MiniLmEncoder | None = None,
+    previous_embedder: MiniLmEncoder | None = None,
     **settings: Any,
 ) -> Iterator[Bench]:
-    """A worker that is not started. `settings` are the generator section's; a second bench may use the same folder."""
+    """A worker that is not started, by default with the shipped encoder. `settings` are the generator section's; a
+    second bench may use the same folder."""
     defaults = {"lease_s": 5, "gate": {} if gate else OFF, "refine": {"after_s": 0} if distiller else OFF}
     config = ImprintConfig(data_dir=data_dir, base={"model": str(base)}, generator={**defaults, **settings})
     migrate(config.registry.url)
@@ -101,8 +104,8 @@ def open_bench(
     blobs = BlobStore.open(config.blobs.url)
     metrics = GeneratorMetrics()
     worker = GeneratorWorker(
-        config, registry, blobs, generator, encoder(), AutoConfig.from_pretrained(base), metrics,
-        gate=gate, distiller=distiller, tasks=tasks,
+        config, registry, blobs, generator, embedder or encoder(), AutoConfig.from_pretrained(base), metrics,
+        gate=gate, distiller=distiller, tasks=tasks, previous_encoder=previous_embedder,
     )
     known = {tenant.name: tenant.id for tenant in registry.list_tenants()}
     tenant_id = known.get("acme") or registry.create_tenant("acme").id

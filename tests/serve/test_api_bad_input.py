@@ -18,6 +18,11 @@ PROBE = {"question": "When does the pool open?", "answer": "At nine."}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(byte for byte in range(1, 256))
 
 
+def part(value: Any) -> dict[str, Any]:
+    """A message whose second part is this."""
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, value]}]}
+
+
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
     api = make_api(tmp_path, limits={"max_document_bytes": 1000, "max_request_bytes": 4000})
@@ -91,6 +96,12 @@ def api(tmp_path: Path) -> Iterator[Api]:
             "messages.0.prompt_embeds",
             "unknown_field",
         ),
+        ("/v1/chat/completions", {**CHAT, **part({"type": "x"})}, 400, "messages.0.content.1.type", "invalid_value"),
+        ("/v1/chat/completions", {**CHAT, **part({"text": "x"})}, 400, "messages.0.content.1.type", "missing_field"),
+        ("/v1/route", part({"type": "prompt_embeds", "data": "x"}), 400, "messages.0.content.1.type", "invalid_value"),
+        ("/v1/route", part({"type": "text"}), 400, "messages.0.content.1", "invalid_value"),
+        ("/v1/route", part({"type": "text", "text": 5}), 400, "messages.0.content.1.text", "invalid_value"),
+        ("/v1/route", part("x"), 400, "messages.0.content.1", "invalid_value"),
         ("/v1/chat/completions", {**CHAT, "messages": [{"role": "x", "content": "x"}]}, 400, "messages.0.role", None),
         ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user"}]}, 400, "messages.0", None),
         ("/v1/chat/completions", {**CHAT, "stream": "yes"}, 400, "stream", "invalid_value"),

@@ -146,9 +146,10 @@ async def test_nothing_is_recorded_where_that_is_switched_off(tmp_path: Path) ->
 
 def test_response_ids() -> None:
     key = "0123456789abcdef" * 2
-    for text in (f"chatcmpl-req_{key}", f"cmpl-req_{key}", f"cmpl-req_{key}-0", f"resp_{key}", f"req_{key}", key):
+    for text in (f"chatcmpl-req_{key}", f"cmpl-req_{key}", f"cmpl-req_{key}-0", f"resp_{key}", f"req_{key}", key,
+                 f"req_{key}, 6f3c6ec8-7d8e-4c14-9d52-0a4f0b7b6f2e"):  # fmt: skip
         assert response_key(text) == f"req_{key}"
-    for text in ("", "x", f"req_{key[:-1]}", f"req_{key}z", f"req_{key.upper()}"):
+    for text in ("", "x", ",", f"x, req_{key}", f"req_{key[:-1]}", f"req_{key}z", f"req_{key.upper()}"):
         assert response_key(text) is None
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from router.calibrate import Calibration
 from router.centroids import document_centroids
 from router.decide import RouterSettings, decide
 from router.embed import MiniLmEncoder
 from router.shipped import general_chat, shipped_calibration
 from router.text import words
 from serve.deployments.router_calibration import MIN_FEEDBACK, Calibrator, TenantCalibrations, feedback_examples
+from serve.deployments.router_encoders import Encoders
 from serve.deployments.router_index import TenantIndexes
 from serve.metrics import RouterMetrics
 from serve.registry import Registry, migrate
@@ -49,15 +51,19 @@ class Bench:
     def __init__(self, registry: Registry, encoder: MiniLmEncoder, clock: Clock) -> None:
         self.registry, self.encoder, self.clock = registry, encoder, clock
         self.indexes = TenantIndexes(registry, encoder)
-        self.calibrations = TenantCalibrations(registry, encoder.id, encoder.version)
+        self.calibrations = TenantCalibrations(registry)
         self.metrics = RouterMetrics()
         self.calibrator = Calibrator(
-            registry, encoder, self.indexes.current, self.calibrations, self.metrics, every_s=0
+            registry, Encoders(encoder), self.indexes, self.calibrations, self.metrics, every_s=0
         )
+        self.shipped = shipped_calibration(encoder.id, encoder.version)
+
+    def current(self, tenant_id: str) -> Calibration | None:
+        return self.calibrations.current(tenant_id, self.encoder)
 
     def tenant(self, name: str) -> str:
         tenant_id = self.registry.create_tenant(name).id
-        self.calibrations.current(tenant_id)
+        self.current(tenant_id)
         return tenant_id
 
     def publish(self, tenant_id: str, name: str, right: bool) -> str:
@@ -102,13 +108,13 @@ AGREEING = (((0.8, 0.2), "up"), ((0.3, 0.0), "down"), ((0.75, 0.18), "up"), ((0.
 
 def test_a_tenants_probes_move_its_own_calibration_alone(bench: Bench) -> None:
     acme, globex = bench.tenant("acme"), bench.tenant("globex")
-    shipped = bench.calibrations.shipped
-    assert shipped is not None and shipped == shipped_calibration(bench.encoder.id, bench.encoder.version)
+    shipped = bench.shipped
+    assert shipped is not None
     adapters = {name: bench.publish(acme, name, right=name not in ("Corvo", "Delfin")) for name in NAMES}
     bench.publish(globex, "Corvo", right=True)
     bench.calibrator.run_once()
-    assert bench.calibrations.current(globex) is shipped, "one document is too little to fit to"
-    own = bench.calibrations.current(acme)
+    assert bench.current(globex) is shipped, "one document is too little to fit to"
+    own = bench.current(acme)
     assert own is not None and own.version == 1 and own.generator == "gen-1" and own.quality is not None
     index, settings = bench.indexes.current(acme), RouterSettings()
     question = "What does the Aster cost?"
@@ -124,16 +130,16 @@ def test_a_tenants_probes_move_its_own_calibration_alone(bench: Bench) -> None:
     assert bench.registry.newest_calibration_version(acme) == 1
     bench.publish(acme, "Gentian", right=True)
     bench.calibrator.run_once()
-    again = bench.calibrations.current(acme)
+    again = bench.current(acme)
     assert again is not None and again.version == 2
     # Another replica finds it in the registry.
-    fresh = TenantCalibrations(bench.registry, bench.encoder.id, bench.encoder.version)
-    assert fresh.current(acme) == again and fresh.current(globex) is shipped
+    fresh = TenantCalibrations(bench.registry)
+    assert fresh.current(acme, bench.encoder) == again and fresh.current(globex, bench.encoder) is shipped
 
 
 def test_feedback_goes_live_only_when_it_does_better_on_feedback_after_it(bench: Bench) -> None:
     acme, globex = bench.tenant("acme"), bench.tenant("globex")
-    theirs = bench.calibrations.current(globex)
+    theirs = bench.current(globex)
     features = (0.5, 0.5, 0.0, 0.0, 0.0)
     assert theirs is not None
     before = theirs.probability(features), theirs.threshold("adp_x", 0.5)
@@ -144,22 +150,22 @@ def test_feedback_goes_live_only_when_it_does_better_on_feedback_after_it(bench:
     bench.say(acme, 99, *CONTRARY[3])
     bench.calibrator.run_once()
     shadow = bench.registry.calibrations([acme], "shadow")[acme]
-    assert bench.calibrations.current(acme) is bench.calibrations.shipped and "shadow" in bench.outcomes()
+    assert bench.current(acme) is bench.shipped and "shadow" in bench.outcomes()
     for number in range(100, 100 + MIN_FEEDBACK - 1):
         bench.say(acme, number, *CONTRARY[number % 4])
     bench.calibrator.run_once()
     assert bench.registry.calibrations([acme]) == {}, "too little that the shadow has not seen"
     bench.say(acme, 200, *CONTRARY[0])
     bench.calibrator.run_once()
-    own = bench.calibrations.current(acme)
+    own = bench.current(acme)
     assert own is not None and own.version == shadow.version and "promoted" in bench.outcomes()
-    shipped = bench.calibrations.shipped
+    shipped = bench.shipped
     assert shipped is not None
     assert own.probability((0.8, 0.5, 0.2, 0.0, 0.0)) < shipped.probability((0.8, 0.5, 0.2, 0.0, 0.0))
     assert 'imprint_router_feedback_log_loss{stage="shadow"}' in bench.metrics.text()
     # One tenant's feedback never moves another's.
     bench.calibrations.refresh()
-    other = bench.calibrations.current(globex)
+    other = bench.current(globex)
     assert other is theirs and (other.probability(features), other.threshold("adp_x", 0.5)) == before
 
 
@@ -173,14 +179,14 @@ def test_a_shadow_that_does_no_better_is_dropped(bench: Bench) -> None:
         bench.say(acme, number, *AGREEING[number % 4])
     bench.calibrator.run_once()
     assert bench.registry.calibrations([acme], "shadow") == {} == bench.registry.calibrations([acme])
-    assert bench.calibrations.current(acme) is bench.calibrations.shipped and "rejected" in bench.outcomes()
+    assert bench.current(acme) is bench.shipped and "rejected" in bench.outcomes()
     bench.calibrator.run_once()
     assert acme in bench.registry.calibrations([acme], "shadow"), "a new one, of all feedback"
 
 
 def test_a_stored_calibration_that_does_not_fit_is_not_used(bench: Bench) -> None:
     acme = bench.tenant("acme")
-    shipped = bench.calibrations.shipped
+    shipped = bench.shipped
     assert shipped is not None
     good = {**shipped.to_json(), "bias": 1.5}
     mine = bench.encoder.id
@@ -190,7 +196,7 @@ def test_a_stored_calibration_that_does_not_fit_is_not_used(bench: Bench) -> Non
         stored = StoredCalibration(acme, "live", encoder, bench.encoder.version, "gen-1", 1, 0.0, body)
         assert bench.registry.store_calibration(stored, version) is not None
         bench.calibrations.refresh()
-        current = bench.calibrations.current(acme)
+        current = bench.current(acme)
         assert current is not None and (current == shipped) == (version < 3)
 
 
@@ -198,9 +204,9 @@ def test_a_tenant_whose_fit_fails_keeps_what_it_has(bench: Bench, monkeypatch: p
     acme = bench.tenant("acme")
     for name in NAMES:
         bench.publish(acme, name, right=True)
-    monkeypatch.setattr(bench.calibrator, "embed", lambda texts: 1 / 0)
+    monkeypatch.setattr(bench.calibrator, "embed", lambda *_, **__: 1 / 0)
     bench.calibrator.run_once()
-    assert bench.calibrations.current(acme) is bench.calibrations.shipped and bench.outcomes() == {"failed"}
+    assert bench.current(acme) is bench.shipped and bench.outcomes() == {"failed"}
 
 
 def test_what_feedback_says_about_candidates() -> None:
