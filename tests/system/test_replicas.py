@@ -71,8 +71,8 @@ def test_replicas_share_the_work_and_survive_their_engines(own_server: Server) -
     bound = [sorted(_affinity(processes)) for processes in engines.cores().values()]
     assert bound[0] != bound[1] or psutil.cpu_count() == 1, bound
     tenant = make_tenant(server, "acme")
-    # Which replica an adapter prefers is a hash of random IDs: as many adapters as make both somebody's choice. Of twenty
-    # all fall to one in two runs of a million; of six they did in one of 32.
+    # Which replica an adapter prefers is a hash of random IDs: as many adapters as make both somebody's choice.
+    # Of twenty all fall to one in two runs of a million; of six they did in one of 32.
     owners: dict[str, int] = {}
     while len(owners) < 6 or len(set(owners.values())) < 2:
         assert len(owners) < 20, f"one replica has all adapters: {owners}"
