@@ -163,7 +163,9 @@ def _prepare_sqlite(path: Path) -> None:
 def _engine(url: URL, foreign_keys: bool = True) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True, pool_size=8, max_overflow=56, hide_parameters=True)
-    engine = sa.create_engine(url, pool_size=8, max_overflow=56, hide_parameters=True)
+    # Each connection that is kept holds two files and up to 2 MiB of pages. With sixteen threads a read was seen to
+    # cost the same CPU whether eight are kept or one.
+    engine = sa.create_engine(url, pool_size=2, max_overflow=62, pool_use_lifo=True, hide_parameters=True)
 
     @sa.event.listens_for(engine, "connect")
     def connect(connection: Any, _record: Any) -> None:
