@@ -257,7 +257,7 @@ def main() -> None:
     import transformers
 
     used = torch, transformers, sentence_transformers, importlib.import_module("onnxruntime")
-    packages = ", ".join(f"{package.__name__} {package.__version__}" for package in used)
+    packages = ", ".join(f"{package.__name__.replace('_', '-')} {package.__version__}" for package in used)
     texts = questions()
     eights = [texts[start : start + TOGETHER] for start in range(0, len(texts) - TOGETHER + 1, TOGETHER)]
     with tempfile.TemporaryDirectory() as working:

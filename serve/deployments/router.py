@@ -78,7 +78,9 @@ class RouterDeployment:
         self._settings = RouterSettings(
             asked.threshold, asked.min_margin, asked.use_degraded, asked.confidence, asked.switch_margin
         )
-        self._encoder = MiniLmEncoder.load(config.router.encoder, threads=1, cache_size=config.router.cached_texts)
+        self._encoder = MiniLmEncoder.load(
+            config.router.encoder, threads=1, cache_size=config.router.cached_texts, onnx=True
+        )
         self._registry = Registry.open(config.registry.url)
         previous = PreviousEncoder(asked.previous_encoder, asked.cached_texts) if asked.previous_encoder else None
         self._encoders = Encoders(self._encoder, previous)

@@ -161,3 +161,45 @@ def test_an_error_of_one_text_stays_with_who_asked_it(encoder: MiniLmEncoder, mo
         thread.join()
     assert passes[0] == 4 and found["the broken one"] == "not finite"
     np.testing.assert_allclose([found[text] for text in good], encoder.embed(good, cached=False), atol=1e-5)
+
+
+def test_onnx_runtime_gives_the_same_vectors(encoder: MiniLmEncoder) -> None:
+    fast = MiniLmEncoder.load(threads=1, onnx=True)
+    assert fast._onnx is not None, "it fell back to torch"
+    texts = ["Who keeps the keys?", "x", "The lamp weighs 3 kg. " * 200, "Où est la clé ? 🙂", "\ud800 lone surrogate"]
+    texts += [f"Question {number} on gate {number * number}" for number in range(60)]
+    np.testing.assert_allclose(fast.embed(texts), encoder.embed(texts), atol=1e-5)
+    for text in texts[:5]:
+        np.testing.assert_allclose(fast.embed_one(text), encoder.embed_one(text), atol=1e-5)
+    assert fast.count_tokens(texts) == encoder.count_tokens(texts)
+    assert (fast.id, fast.version, fast.dimension) == (encoder.id, encoder.version, encoder.dimension)
+    assert fast.max_tokens == encoder.max_tokens
+    assert fast.embed([]).shape == (0, fast.dimension)
+
+
+def test_what_onnx_runtime_computes_otherwise_stays_with_torch(
+    encoder: MiniLmEncoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+
+    from router import onnx_runtime
+
+    exported = onnx_runtime._exported
+    monkeypatch.setattr(onnx_runtime, "_sessions", {})
+
+    def altered(model: Any, given: Any) -> bytes:
+        norm = model[0].auto_model.embeddings.LayerNorm
+        before = norm.weight.data.clone()
+        norm.weight.data *= 1 + torch.arange(len(before)) / len(before)
+        try:
+            return exported(model, given)
+        finally:
+            norm.weight.data = before
+
+    monkeypatch.setattr(onnx_runtime, "_exported", altered)
+    slow = MiniLmEncoder.load(threads=1, onnx=True)
+    assert slow._onnx is None and "run by torch" in caplog.text and "cosine" in caplog.text
+    np.testing.assert_allclose(slow.embed(["Who keeps the keys?"]), encoder.embed(["Who keeps the keys?"]), atol=1e-5)
+
+    monkeypatch.setattr(onnx_runtime, "_exported", lambda *_: b"no graph")
+    assert MiniLmEncoder.load(threads=1, onnx=True)._onnx is None and "cannot be exported" in caplog.text

@@ -53,7 +53,8 @@ def test_empty_older_and_newer_databases_are_refused(url: str) -> None:  # noqa:
 
 
 def test_migrations_give_exactly_the_tables_of_the_code(url: str) -> None:  # noqa: F811
-    newest = max(path.name[:4] for path in (Path(database_module.__file__).parent / "migrations/versions").glob("0*.py"))
+    versions = Path(database_module.__file__).parent / "migrations/versions"
+    newest = max(path.name[:4] for path in versions.glob("0*.py"))
     assert migrate(url) == migrate(url) == newest
     engine = sa.create_engine(url)
     with engine.connect() as connection:

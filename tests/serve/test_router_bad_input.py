@@ -161,7 +161,12 @@ def on_disk(data_dir: Path, tenant: str) -> RouterDeployment:
     deployment = RouterDeployment(ImprintConfig(data_dir=data_dir, router={"calibrate_every_s": 0}))
     deployment._indexes.current(tenant)
     deadline = time.monotonic() + 60
-    while deployment._indexes.current(tenant).wants_compaction or not files(data_dir, tenant):
+    # Nothing may still be reading what the tests cut off: that would end this process.
+    while (
+        deployment._indexes.current(tenant).wants_compaction
+        or any(one.compacting for one in deployment._indexes._tenants.values())
+        or not files(data_dir, tenant)
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return deployment
