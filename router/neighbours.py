@@ -65,6 +65,11 @@ class Neighbours:
         """An index that `save` wrote, mapped: its cells are read as they are needed. Check the file before."""
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
         assert isinstance(index, faiss.IndexIVF), "an inverted file, as its checksum says"
+        # Else each search starts threads that read ahead: they cost many times what it does itself, and go on after it,
+        # so that one may find its file cut off, which ends the process.
+        assert index.invlists is not None
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        lists.prefetch_nthread = 0
         return cls(index, probes)
 
     def save(self, path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -202,3 +203,14 @@ def test_neighbours_find_nearly_all_on_clustered_vectors() -> None:
         len(set(np.argsort(-(vectors @ query))[:10]) & set(index.search(query, 64).tolist())) for query in queries
     )
     assert found >= 0.99 * 500
+
+
+def test_a_mapped_index_finds_the_same_without_threads_that_read_ahead(tmp_path: Path) -> None:
+    vectors = unit(4000)
+    built = Neighbours.build(vectors)
+    built.save(tmp_path / "neighbours.faiss")
+    mapped = Neighbours.load(tmp_path / "neighbours.faiss", built.probes)
+    for row in range(100):
+        assert np.array_equal(mapped.search(vectors[row], 10), built.search(vectors[row], 10))
+    # They would go on after a search, and end the process when its file is cut off meanwhile.
+    assert faiss.downcast_InvertedLists(mapped._index.invlists).prefetch_nthread == 0
