@@ -2,9 +2,9 @@
 
     python -m benchmarks.encoder_speed --packages DIR
 
-DIR holds onnxruntime, onnx and onnxscript with what these need and Imprint's environment lacks:
+DIR holds what torch's newer exporter needs and Imprint's environment lacks:
 
-    pip install --no-deps --target DIR onnxruntime onnx onnxscript onnx-ir ml-dtypes flatbuffers
+    pip install --no-deps --target DIR onnxscript onnx-ir
 
 The default encoder (all-MiniLM-L6-v2, float32) on 300 questions of 6 to 20 words: those of `benchmarks/routing`, made
 up to 300 with questions on generated documents. One at a time, as requests come, and eight together, as they come under
@@ -173,7 +173,7 @@ def ways(folder: Path, working: Path) -> dict[str, Way]:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    encoder = MiniLmEncoder.load(threads=1)
+    encoder = MiniLmEncoder.load(threads=1, onnx=True)
     path = exported(folder, working / "model.onnx")
     return {
         NOW: lambda texts: model.encode(
@@ -226,7 +226,8 @@ def report(rows: Sequence[Row], rounds: int, load: float, packages: str) -> str:
         "`python -m benchmarks.encoder_speed --packages DIR`",
         "",
         f"Ratios divide the time of {NOW} by that of the way: above 1 is faster. `{ROUTER}` is the encoder as the "
-        "router calls it, without its cache. Cosine: the least between a text's vector and that of the first way.",
+        "router calls it, by ONNX Runtime, without its cache. Cosine: the least between a text's vector and that of "
+        "the first way.",
     ]
     for together in dict.fromkeys(row.together for row in rows):
         title = "One question at a time" if together == 1 else f"{together} questions together"
@@ -246,7 +247,7 @@ def report(rows: Sequence[Row], rounds: int, load: float, packages: str) -> str:
 def main() -> None:
     """Measures and writes ``encoder_speed.json`` and ``.md``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--packages", required=True, help="folder with onnxruntime, onnx and onnxscript")
+    parser.add_argument("--packages", required=True, help="folder with onnxscript and onnx-ir")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS / "encoder_speed.json")
     asked = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from serve.cli.output import fail
 from serve.tenants import TENANT_HEADER
 
 CONNECT_S = 5.0
@@ -129,3 +130,13 @@ def _message(body: Any) -> str | None:
     error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else None
     return message if isinstance(message, str) else None
+
+
+@contextmanager
+def connected(url: str, key: str, tenant: str) -> Iterator[Client]:
+    """A client for one command; what goes wrong on the way to the server and back ends the command with a message."""
+    try:
+        with Client(url, key, tenant) as client:
+            yield client
+    except ClientError as error:
+        fail(str(error))

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from urllib.parse import quote
 
 import typer
 
-from serve.cli.client import Client, ClientError
+from serve.cli.client import Client, connected
 from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, UrlOption
 from serve.cli.output import fail, note, print_json, print_table, printable, when
 
@@ -69,7 +68,7 @@ def add(
     # All are read before any is posted, so that a wrong path does not leave half of them on the server.
     texts = [(str(file), _read(file)) for file in files]
     failed = 0
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         posted = [(name, client.call("POST", "/v1/documents", json={**fields, "text": text})) for name, text in texts]
         for name, document in posted:
             job = _wait(client, document["job"], wait)
@@ -96,7 +95,7 @@ def list_documents(
     as_json: JsonOption = False,
 ) -> None:
     """List documents, newest first."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         documents = list(_all(client, "/v1/documents", **({"collection": collection} if collection else {})))
     if as_json:
         print_json(documents)
@@ -118,7 +117,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show a document: what is known about it, then its text."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         found = client.call("GET", _path(document))
     if as_json:
         print_json(found)
@@ -146,7 +145,7 @@ def versions(
     as_json: JsonOption = False,
 ) -> None:
     """List a document's versions, newest first. The one marked * is served."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         found = list(_all(client, f"{_path(document)}/versions"))
     if as_json:
         print_json(found)
@@ -173,7 +172,7 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Serve an earlier version of a document again, from the next request on."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         done = client.call("POST", f"{_path(document)}/rollback", json={"version": version})
         job = _wait(client, done["job"], wait)
         if job["status"] != done["job"]["status"]:
@@ -196,19 +195,10 @@ def delete(
     tenant: TenantOption = "",
 ) -> None:
     """Delete documents with all their versions and adapters, for good."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         for document in documents:
             answer = client.call("DELETE", _path(document))
             note(f"{answer['id']} is deleted")
-
-
-@contextmanager
-def _client(url: str, key: str, tenant: str) -> Iterator[Client]:
-    try:
-        with Client(url, key, tenant) as client:
-            yield client
-    except ClientError as error:
-        fail(str(error))
 
 
 def _path(document: str) -> str:

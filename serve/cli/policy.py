@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from serve.cli.client import Client, ClientError
+from serve.cli.client import connected
 from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, UrlOption
 from serve.cli.output import fail, note, print_json, print_table, printable, when
 
@@ -29,7 +27,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Print the policy as it was set."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         policy = client.call("GET", _PATH, params={"version": version} if version else {})
     if as_json:
         print_json(policy)
@@ -52,7 +50,7 @@ def set_policy(
     """Put a policy in force, after a check. Prints its version."""
     params = {"expected_version": expected_version} if expected_version >= 0 else {}
     text = _read(file)
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         saved = client.call("PUT", _PATH, params=params, **_body(text))
     _warn(saved)
     if as_json:
@@ -72,7 +70,7 @@ def check(
 ) -> None:
     """Check a policy, and show which recent requests it would answer otherwise. Changes nothing."""
     text = _read(file)
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         found = client.call("POST", f"{_PATH}/check", params={"limit": limit}, **_body(text))
     if as_json:
         print_json(found)
@@ -97,7 +95,7 @@ def history(
     as_json: JsonOption = False,
 ) -> None:
     """List the newest versions; the first one is in force."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         versions = client.call("GET", f"{_PATH}/versions", params={"limit": limit})["data"]
     if as_json:
         print_json(versions)
@@ -118,19 +116,10 @@ def rollback(
     tenant: TenantOption = "",
 ) -> None:
     """Put an earlier version in force again, as a new version. Prints its number."""
-    with _client(url, key, tenant) as client:
+    with connected(url, key, tenant) as client:
         saved = client.call("POST", f"{_PATH}/rollback", json={"version": version} if version else {})
     note(f"version {saved['version']} is in force, {_made(saved)}")
     typer.echo(saved["version"])
-
-
-@contextmanager
-def _client(url: str, key: str, tenant: str) -> Iterator[Client]:
-    try:
-        with Client(url, key, tenant) as client:
-            yield client
-    except ClientError as error:
-        fail(str(error))
 
 
 def _read(file: Path) -> str:

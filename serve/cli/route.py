@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serve.cli.client import Client, ClientError
+from serve.cli.client import connected
 from serve.cli.options import DEFAULT_URL, JsonOption, KeyOption, TenantOption, UrlOption
-from serve.cli.output import fail, print_json, printable
+from serve.cli.output import print_json, printable
 
 _WIDTH = 120
 """Columns of a table that does not go to a terminal."""
@@ -39,11 +39,8 @@ def route(
     }
     if collection:
         body["collection"] = collection
-    try:
-        with Client(url, key, tenant) as client:
-            decision = client.call("POST", "/v1/route", json=body)
-    except ClientError as error:
-        fail(str(error))
+    with connected(url, key, tenant) as client:
+        decision = client.call("POST", "/v1/route", json=body)
     if as_json:
         print_json(decision)
         return
