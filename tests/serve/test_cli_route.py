@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from serve.cli import app
-from serve.cli import client as module
+from serve.cli import client, route
 from serve.cli.client import Client
 
 CANDIDATE = {"adapter_id": "adp_1", "document_id": "doc_1", "title": "Pool \x1b[31mrules", "score": 0.71,
@@ -42,7 +42,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return httpx.Response(200, json={**DECISION, "explain": EXPLAIN if found[-1]["explain"] else None})
 
     monkeypatch.setattr(
-        module, "Client", lambda url, key, tenant: Client(url, key, tenant, httpx.MockTransport(answer))
+        client, "Client", lambda url, key, tenant: Client(url, key, tenant, httpx.MockTransport(answer))
     )
     return found
 
@@ -78,11 +78,11 @@ def test_explain_prints_a_table(sent: list[dict[str, Any]]) -> None:
 def test_json_and_failures(sent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     assert '"reason": "matched"' in run("When?", "--json").stdout
     refuse = httpx.MockTransport(lambda _: httpx.Response(404, json={"error": {"message": "No such model."}}))
-    monkeypatch.setattr(module, "Client", lambda url, key, tenant: Client(url, key, tenant, refuse))
+    monkeypatch.setattr(client, "Client", lambda url, key, tenant: Client(url, key, tenant, refuse))
     result = run("When?")
     assert result.exit_code == 1 and "No such model." in result.stderr
 
 
 def test_the_base_is_named() -> None:
-    line = module.summary({**DECISION, "adapter_id": None, "reason": "below_threshold", "confidence": None})
+    line = route.summary({**DECISION, "adapter_id": None, "reason": "below_threshold", "confidence": None})
     assert line == "the base model: below_threshold, score 0.710, needed 0.500"
