@@ -8,8 +8,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from serve.cli import app
-from serve.cli import client, route
+from serve.cli import app, client, route
 from serve.cli.client import Client
 
 CANDIDATE = {"adapter_id": "adp_1", "document_id": "doc_1", "title": "Pool \x1b[31mrules", "score": 0.71,
