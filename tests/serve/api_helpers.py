@@ -24,7 +24,7 @@ from serve.api.recording import DecisionRecorder
 from serve.api.services import Endpoint, Queues, Services
 from serve.config import ImprintConfig
 from serve.deployments.engine_context import EngineContext
-from serve.metrics import IngressMetrics
+from serve.metrics import IngressMetrics, RouterMetrics
 from serve.registry import Registry, migrate
 
 
@@ -97,7 +97,7 @@ class ScriptedRouter:
         return {"questions": 0, "data": []}
 
     async def metrics(self) -> str:
-        return "# TYPE imprint_router_calibrations counter\nimprint_router_calibrations_total 0.0\n"
+        return RouterMetrics().text()
 
     async def health(self) -> None:
         return
