@@ -22,7 +22,7 @@ from tests.ray_nodes import ONE_NODE, RayNode, free_port
 from tests.server import SHIPPED, Server
 
 # Not in `make test` for its time: several engine starts under load, six minutes on two cores.
-pytestmark = [pytest.mark.system, pytest.mark.own_server, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.own_server, pytest.mark.timeout(1200)]
 
 RESTART_S = 240.0
 IMPRINT = str(Path(sys.executable).parent / "imprint")
@@ -63,7 +63,8 @@ class Engines:
             time.sleep(0.5)
 
 
-def test_replicas_share_the_work_and_survive_their_engines(own_server: Server) -> None:
+@pytest.mark.system
+def test_replicas_share_the_work(own_server: Server) -> None:
     server = own_server
     server.start(ENGINE__NUM_REPLICAS="2")
     engines = Engines(server)
@@ -80,9 +81,21 @@ def test_replicas_share_the_work_and_survive_their_engines(own_server: Server) -
         text = f"The caretaker of {name} is Edda Brant{len(owners)}."
         adapter = tenant.post(name, text, ("ready", "degraded"))["adapter_id"]
         owners[adapter] = _owner(engines, tenant, adapter)
-    adapters = list(owners)
     # Asked again, in another order: the same replicas.
-    assert {adapter: _owner(engines, tenant, adapter) for adapter in reversed(adapters)} == owners
+    assert {adapter: _owner(engines, tenant, adapter) for adapter in reversed(list(owners))} == owners
+
+
+@pytest.mark.long
+def test_replicas_survive_their_engines(own_server: Server) -> None:
+    # Not among the system tests: on two busy cores a second restart was once not over after four minutes.
+    server = own_server
+    server.start(ENGINE__NUM_REPLICAS="2")
+    engines = Engines(server)
+    engines.await_two()
+    tenant = make_tenant(server, "acme")
+    texts = [f"The caretaker of House {number} is Edda Brant{number}." for number in range(6)]
+    posted = [tenant.post(f"House {number}", text, ("ready", "degraded")) for number, text in enumerate(texts)]
+    adapters = [document["adapter_id"] for document in posted]
 
     # vLLM's process leaves its replica without an engine; the replica's own leaves vLLM's without a parent.
     for victim in ("engine", "replica"):
@@ -190,6 +203,7 @@ def _affinity(processes: list[psutil.Process]) -> set[int]:
     return bound
 
 
+@pytest.mark.system
 def test_a_replica_that_is_to_stop_ends_its_streams_in_full(tmp_path: Path) -> None:
     node = RayNode(environment=ONE_NODE)
     config = yaml.safe_load(SHIPPED.read_text())
